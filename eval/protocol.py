@@ -1,0 +1,134 @@
+"""What every protocol shares: its command line, the model and records it loads, and the head of its JSON."""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoProcessor
+
+import modeling_alta  # noqa: F401  (registers the model with AutoModel and AutoProcessor)
+from processing.study_records import load_study_records
+
+
+def protocol_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """The arguments that every protocol's command takes."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--model", required=True, help="Hub folder or Hub id of the model, full or adapter")
+    parser.add_argument("--records", required=True, help="folder of study records")
+    parser.add_argument("--split", default="test", help="split of the records (default: test)")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file to write")
+    parser.add_argument("--batch-size", type=positive_int, default=16, help="studies per forward pass (default: 16)")
+    parser.add_argument(
+        "--bootstrap-samples", type=positive_int, default=1000, help="for the intervals (default: 1000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
+    return parser
+
+
+def positive_int(text: str) -> int:
+    """An `argparse` type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+@contextmanager
+def argument_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Turn an error about an input of the command into a message and exit status 2."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def load_model(name: str, device: str = "cpu") -> tuple[Any, Any]:
+    """The model of a Hub folder or id in evaluation mode on `device`, and its processor."""
+    try:
+        model, processor = AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`model` must be a Hub folder or a Hub id of an ALTA model, got {name!r}: {error}"
+        ) from error
+    return model.to(device).eval(), processor
+
+
+def load_records(path: str, split: str) -> Any:
+    """The study records of one split, at least one."""
+    records = load_study_records(path, split)
+    if not len(records):
+        raise ValueError(f"`split` must be one with study records, got {split!r}, which has none in {path}.")
+    return records
+
+
+def describe_run(
+    protocol: dict[str, str], model_id: str, records_name: str, split: str, study_ids: list[str], processor: Any
+) -> dict[str, Any]:
+    """
+    The head of a protocol's JSON: what was measured, on what.
+
+    Args:
+        protocol (`dict`): `name` and `version`.
+        model_id, records_name (`str`): a Hub id, or a folder, of which the last part alone is kept.
+        split (`str`): name of the split.
+        study_ids (`list` of `str`): its studies.
+        processor (`AltaProcessor`): whose image settings are hashed.
+
+    Returns:
+        `dict` of `protocol`, `model`, `records`, `split`, `n`, `study_ids_sha256`, `preprocessing_sha256`.
+    """
+    return {
+        "protocol": dict(protocol),
+        "model": _public_name(model_id),
+        "records": _public_name(records_name),
+        "split": split,
+        "n": len(study_ids),
+        "study_ids_sha256": study_ids_sha256(study_ids),
+        "preprocessing_sha256": preprocessing_sha256(processor),
+    }
+
+
+def study_ids_sha256(study_ids: Iterable[str]) -> str:
+    """Hash of a set of studies, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(map(str, study_ids))).encode()).hexdigest()
+
+
+def preprocessing_sha256(processor: Any) -> str:
+    """Hash of the image processor's settings: equal for two models that see a radiograph in the same way."""
+    settings = {key: value for key, value in processor.image_processor.to_dict().items() if _is_setting(key)}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_json(results: dict[str, Any], path: str | Path) -> None:
+    """Write `results` with an indent of two; NaN is refused, since it is not JSON."""
+    path = Path(path)
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _is_setting(key: str) -> bool:
+    return not key.startswith("_") and key not in ("auto_map", "device", "processor_class", "transformers_version")
+
+
+def _public_name(name: str) -> str:
+    # A folder's full path says where it lay on one machine; a Hub id says what it is.
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+__all__ = [
+    "argument_errors",
+    "describe_run",
+    "load_model",
+    "load_records",
+    "positive_int",
+    "preprocessing_sha256",
+    "protocol_parser",
+    "study_ids_sha256",
+    "write_json",
+]

@@ -1,0 +1,175 @@
+"""
+Report retrieval: the report of a study, and the study of a report, by cosine similarity.
+
+Identical reports are one answer: they are merged into one text before ranking, any study of that text is right, and
+the number of distinct reports is given beside the number of studies.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from eval.bootstrap import share_interval
+from eval.embeddings import embed_studies, embed_texts
+from eval.protocol import argument_errors, describe_run, load_model, load_records, protocol_parser, write_json
+from eval.recall_at_k.recall_at_k import chance_median_rank, chance_recall, check_cutoffs, pair_ranks
+
+
+PROTOCOL = {"name": "report_retrieval", "version": "1.0"}
+CUTOFFS = (1, 5, 10)
+QUERIES_PER_CHUNK = 1024
+
+
+def retrieval_metrics(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    reports: Sequence[str],
+    k: Sequence[int] = CUTOFFS,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    Recall@K and median rank in both directions, each beside the level of a random ranking.
+
+    Args:
+        image_embeds (`torch.FloatTensor` of shape `(num_studies, projection_dim)`): one embedding per study.
+        text_embeds (`torch.FloatTensor` of shape `(num_studies, projection_dim)`): one embedding per report.
+        reports (sequence of `str`): the reports; those that differ in white space only are identical.
+        k (sequence of `int`): the cut-offs.
+        bootstrap_samples, seed (`int`): of the 95 % intervals over the queries.
+
+    Returns:
+        `dict`: `studies`, `distinct_reports`, `bootstrap`, and `text_to_image` and `image_to_text`, each with
+        `queries`, `candidates`, `recall_at_<k>` (`value`, `chance`, `ci95`) and `median_rank` (`value`, `chance`).
+
+    Raises:
+        ValueError: shapes or lengths that do not fit, an embedding that is not finite, a bad cut-off.
+    """
+    check_cutoffs(k)
+    _check_embeds(image_embeds, text_embeds, reports)
+    studies_of = _group_identical(reports)
+    first = [studies[0] for studies in studies_of]
+    text_of = {study: text for text, studies in enumerate(studies_of) for study in studies}
+    images, texts = _unit(image_embeds), _unit(text_embeds)[first]
+    options = {"k": k, "bootstrap_samples": bootstrap_samples, "seed": seed}
+    return {
+        "studies": len(reports),
+        "distinct_reports": len(studies_of),
+        "bootstrap": {"samples": bootstrap_samples, "seed": seed, "unit": "query"},
+        "text_to_image": _direction(texts, images, studies_of, **options),
+        "image_to_text": _direction(images, texts, [[text_of[study]] for study in range(len(reports))], **options),
+    }
+
+
+def _check_embeds(image_embeds: torch.Tensor, text_embeds: torch.Tensor, reports: Sequence[str]) -> None:
+    for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
+        if embeds.ndim != 2 or len(embeds) != len(reports) or not len(reports):
+            raise ValueError(
+                f"`{name}` must have shape ({len(reports)}, projection_dim), one row per report and at least one, "
+                f"got {tuple(embeds.shape)}."
+            )
+        if not torch.isfinite(embeds).all():
+            raise ValueError(
+                f"`{name}` must be finite, got {int((~torch.isfinite(embeds)).sum())} values that are not."
+            )
+    if image_embeds.shape != text_embeds.shape:
+        raise ValueError(
+            f"`text_embeds` must have the shape of `image_embeds` {tuple(image_embeds.shape)}, "
+            f"got {tuple(text_embeds.shape)}."
+        )
+
+
+def _group_identical(reports: Sequence[str]) -> list[list[int]]:
+    groups: dict[str, list[int]] = {}
+    for study, report in enumerate(reports):
+        groups.setdefault(" ".join(report.split()), []).append(study)
+    return list(groups.values())
+
+
+def _unit(embeds: torch.Tensor) -> torch.Tensor:
+    return F.normalize(embeds.detach().cpu().double(), dim=-1)
+
+
+def _direction(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    right: list[list[int]],
+    k: Sequence[int],
+    bootstrap_samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    ranks = _ranks(queries, candidates, right)
+    sizes = [len(indices) for indices in right], [len(candidates)] * len(right)
+    results = {"queries": len(queries), "candidates": len(candidates)}
+    for cutoff in k:
+        hits = ranks <= cutoff
+        results[f"recall_at_{cutoff}"] = {
+            "value": float(hits.mean()),
+            "chance": chance_recall(*sizes, cutoff),
+            "ci95": share_interval(hits, bootstrap_samples, seed),
+        }
+    return results | {"median_rank": {"value": float(np.median(ranks)), "chance": chance_median_rank(*sizes)}}
+
+
+def _ranks(queries: torch.Tensor, candidates: torch.Tensor, right: list[list[int]]) -> np.ndarray:
+    ranks = []
+    for start in range(0, len(queries), QUERIES_PER_CHUNK):
+        chunk = slice(start, start + QUERIES_PER_CHUNK)
+        # Rounded, so that what differs by float32 noise alone is a tie: a collapsed model must not rank well by luck.
+        scores = (queries[chunk] @ candidates.T).numpy().round(6)
+        ranks.append(pair_ranks(scores, right[chunk]))
+    return np.concatenate(ranks)
+
+
+def evaluate_retrieval(
+    model: Any,
+    processor: Any,
+    records: Any,
+    model_id: str,
+    records_name: str,
+    split: str,
+    batch_size: int = 16,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    Run the protocol on a split of study records.
+
+    Args:
+        model (`AltaModel`), processor (`AltaProcessor`): what encodes.
+        records (`datasets.Dataset`): study records; `study_id`, the views and `report` are read.
+        model_id, records_name, split (`str`): written into the result.
+        batch_size (`int`): studies per forward pass.
+        bootstrap_samples, seed (`int`): of the 95 % intervals.
+
+    Returns:
+        `dict`: the head of [`eval.protocol.describe_run`] and, under `results`, what [`retrieval_metrics`] returns.
+    """
+    reports = list(records["report"])
+    image_embeds = embed_studies(model, processor, records, batch_size)
+    text_embeds = embed_texts(model, processor, reports)
+    run = describe_run(PROTOCOL, model_id, records_name, split, list(records["study_id"]), processor)
+    results = retrieval_metrics(image_embeds, text_embeds, reports, bootstrap_samples=bootstrap_samples, seed=seed)
+    return run | {"results": results}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = protocol_parser("eval.retrieval", "Report retrieval in both directions on a split of study records.")
+    args = parser.parse_args(argv)
+    with argument_errors(parser):
+        records = load_records(args.records, args.split)
+        model, processor = load_model(args.model, args.device)
+    options = {"batch_size": args.batch_size, "bootstrap_samples": args.bootstrap_samples, "seed": args.seed}
+    write_json(
+        evaluate_retrieval(model, processor, records, args.model, args.records, args.split, **options), args.output
+    )
+
+
+if __name__ == "__main__":
+    main()
+
+
+__all__ = ["evaluate_retrieval", "retrieval_metrics"]

@@ -1,0 +1,43 @@
+"""ALTA for transformers and PEFT. Importing this package registers its classes with the Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
+
+from .configuration_alta import VIEW_NAMES, AltaConfig, AltaVisionConfig
+from .image_processing_alta import AltaImageProcessor
+from .modeling_alta import AltaForPreTraining, AltaForPreTrainingOutput, AltaModel, AltaOutput
+from .modeling_mrm import AltaForMaskedRecordModeling
+from .processing_alta import AltaProcessor
+from .tuner_alta import AltaAdapterConfig
+from .vision_alta import AltaVisionModel
+
+
+AutoConfig.register("alta", AltaConfig)
+AutoModel.register(AltaConfig, AltaModel)
+AutoModelForPreTraining.register(AltaConfig, AltaForPreTraining)
+AutoModelForZeroShotImageClassification.register(AltaConfig, AltaModel)
+AutoProcessor.register(AltaConfig, AltaProcessor)
+AutoImageProcessor.register(AltaConfig, image_processor_classes={"torchvision": AltaImageProcessor})
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VIEW_NAMES",
+    "AltaAdapterConfig",
+    "AltaConfig",
+    "AltaForMaskedRecordModeling",
+    "AltaForPreTraining",
+    "AltaForPreTrainingOutput",
+    "AltaImageProcessor",
+    "AltaModel",
+    "AltaOutput",
+    "AltaProcessor",
+    "AltaVisionConfig",
+    "AltaVisionModel",
+]

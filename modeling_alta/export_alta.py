@@ -1,0 +1,163 @@
+"""Model or adapter → Hub repository that loads with or without this package: `python -m modeling_alta.export_alta`.
+
+A full repository holds one safetensors file with the adapters inside; an adapter repository holds the adapters and
+what trains beside them, over a base that it names. Both ship the code files, the processor, the tokenizer and a card.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .configuration_alta import AltaConfig
+from .image_processing_alta import AltaImageProcessor
+from .modeling_alta import AltaForPreTraining
+from .processing_alta import AltaProcessor
+
+
+SHIPPED_FILES = (
+    "adapters_alta.py",
+    "configuration_alta.py",
+    "image_processing_alta.py",
+    "losses_alta.py",
+    "modeling_alta.py",
+    "processing_alta.py",
+    "radiograph_alta.py",
+    "text_alta.py",
+    "tuner_alta.py",
+    "vision_alta.py",
+)
+MODEL_AUTO_MAP = {
+    "AutoConfig": "modeling_alta.AltaConfig",
+    "AutoModel": "modeling_alta.AltaModel",
+    "AutoModelForPreTraining": "modeling_alta.AltaForPreTraining",
+    "AutoModelForZeroShotImageClassification": "modeling_alta.AltaModel",
+}
+PLAIN_CARD = """---
+library_name: transformers
+pipeline_tag: zero-shot-image-classification
+tags: [alta, chest-x-ray, radiology]
+---
+
+An ALTA model of chest radiographs and reports that carries no evaluation yet. It is no medical device.
+"""
+
+
+def build_processor(config: AltaConfig, tokenizer: PreTrainedTokenizerBase) -> AltaProcessor:
+    """Processor whose image size and text limit are those of a model's config."""
+    tokenizer.model_max_length = config.max_report_length
+    return AltaProcessor(AltaImageProcessor.from_image_size(config.vision_config.image_size), tokenizer)
+
+
+def export_full(model: PreTrainedModel, processor: AltaProcessor, output: str | Path, card: str | None = None) -> Path:
+    """Write a full repository.
+
+    Args:
+        model (`AltaModel` or `AltaForPreTraining`): without PEFT adapters; `merge_and_unload` puts them inside.
+        processor (`AltaProcessor`).
+        output (`str` or `Path`): folder to write.
+        card (`str`, *optional*): text of its README.md.
+
+    Raises:
+        ValueError: if PEFT adapters are still attached.
+    """
+    if getattr(model, "peft_config", None):
+        raise ValueError(
+            f"`model` must carry no PEFT adapters to become a full repository, got {sorted(model.peft_config)}: "
+            "call `merge_and_unload` first."
+        )
+    model.config.auto_map = dict(MODEL_AUTO_MAP)
+    model.save_pretrained(output)
+    return _complete(Path(output), processor, card)
+
+
+def export_adapter(
+    model, processor: AltaProcessor, output: str | Path, base: str, card: str | None = None, adapter_name="default"
+) -> Path:
+    """Write an adapter repository.
+
+    Args:
+        model (`PeftModel`): with the adapter `adapter_name`.
+        processor (`AltaProcessor`).
+        output (`str` or `Path`): folder to write.
+        base (`str`): Hub id or folder of the base that the adapter was trained over.
+        card (`str`, *optional*): text of its README.md.
+    """
+    output = Path(output)
+    model.peft_config[adapter_name].base_model_name_or_path = str(base)
+    model.save_pretrained(output, selected_adapters=[adapter_name])
+    # The file would make `from_pretrained` take the repository for a full model.
+    (output / "config.json").unlink(missing_ok=True)
+    return _complete(output, processor, card)
+
+
+def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
+    """Upload a repository folder to the Hub and give its URL."""
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Export ALTA"))
+
+
+def _complete(output: Path, processor: AltaProcessor, card: str | None) -> Path:
+    processor.save_pretrained(output)
+    _write_auto_map(output / "processor_config.json")
+    for name in SHIPPED_FILES:
+        shutil.copyfile(Path(__file__).parent / name, output / name)
+    (output / "README.md").write_text(card or PLAIN_CARD)
+    return output
+
+
+def _write_auto_map(path: Path) -> None:
+    content = json.loads(path.read_text())
+    content["auto_map"] = {"AutoProcessor": "processing_alta.AltaProcessor"}
+    content["image_processor"]["auto_map"] = {"AutoImageProcessor": "image_processing_alta.AltaImageProcessor"}
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def load_for_export(model: str, adapter: str | None):
+    """A full model from its folder, or from a base and an adapter over it, and its processor."""
+    processor = AltaProcessor.from_pretrained(adapter or model)
+    loaded = AltaForPreTraining.from_pretrained(model)
+    if adapter is None:
+        return loaded, processor
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(loaded, adapter), processor
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Model or adapter to a Hub repository, written and optionally pushed."
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub id of a full model or of a base")
+    parser.add_argument("--adapter", help="folder or Hub id of an adapter over it")
+    parser.add_argument(
+        "--kind", choices=("full", "adapter"), default="full", help="repository to write (default: full)"
+    )
+    parser.add_argument("--base-id", help="Hub id that an adapter repository names as its base (default: --model)")
+    parser.add_argument("--card", type=Path, help="README.md to put into the repository")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--push", metavar="REPO_ID", help="also upload the folder to this Hub repository")
+    parser.add_argument("--private", action="store_true", help="create that repository as private")
+    args = parser.parse_args(arguments)
+    if args.kind == "adapter" and args.adapter is None:
+        parser.error("argument --kind: `adapter` needs --adapter, got none")
+    model, processor = load_for_export(args.model, args.adapter)
+    card = args.card.read_text() if args.card else None
+    if args.kind == "adapter":
+        export_adapter(model, processor, args.output, args.base_id or args.model, card)
+    else:
+        export_full(model.merge_and_unload() if args.adapter else model, processor, args.output, card)
+    print(f"wrote {args.output}")
+    if args.push:
+        print(f"pushed {push(args.output, args.push, args.private)}")
+
+
+if __name__ == "__main__":
+    main()
+
+
+__all__ = ["SHIPPED_FILES", "build_processor", "export_adapter", "export_full", "push"]

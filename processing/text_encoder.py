@@ -1,0 +1,202 @@
+"""Vocabulary and masked-language pretraining of a small BERT, for reports that no public text encoder covers.
+
+    python -m processing.text_encoder --records DIR --output DIR
+
+Both are learnt from the reports of the train split alone. The output folder holds the tokenizer and the
+`BertForMaskedLM`, and is what the conversion of a vision checkpoint takes as its text encoder.
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from tokenizers import BertWordPieceTokenizer
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer, get_linear_schedule_with_warmup, set_seed
+
+from processing.study_records import load_study_records
+from processing.training_batch import encode_reports
+
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+MASK_RATIO = 0.15
+
+
+def train_tokenizer(reports: list[str], vocab_size: int = 2000, max_length: int = 128) -> BertTokenizer:
+    """Learn a lower-case WordPiece vocabulary.
+
+    Args:
+        reports (`list[str]`): texts to learn from.
+        vocab_size (`int`, defaults to 2000): most entries of the vocabulary, special tokens included.
+        max_length (`int`, defaults to 128): `model_max_length` of the tokenizer.
+
+    Raises:
+        `ValueError`: no text.
+    """
+    if not any(report.strip() for report in reports):
+        raise ValueError(f"`reports` must hold text to learn a vocabulary from, got {len(reports)} without any.")
+    # Accents are kept: in many languages they tell words apart.
+    trainer = BertWordPieceTokenizer(lowercase=True, strip_accents=False)
+    words, alphabet = _count_words(reports, trainer, vocab_size // 4)
+    # The trainer numbers the "##" letters in the order of a hash map, and breaks ties by number. Listed beforehand,
+    # they have fixed numbers, so that the same reports always give the same vocabulary.
+    continuing = sorted({f"##{letter}" for word in words for letter in word[1:]})
+    trainer.train_from_iterator(
+        (word for word, count in sorted(words.items()) for _ in range(count)),
+        vocab_size=vocab_size,
+        min_frequency=2,
+        limit_alphabet=len(alphabet),
+        special_tokens=SPECIAL_TOKENS + continuing,
+        show_progress=False,
+    )
+    return BertTokenizer(
+        vocab=trainer.get_vocab(), do_lower_case=True, strip_accents=False, model_max_length=max_length
+    )
+
+
+def pretrain_text_encoder(
+    reports: list[str],
+    tokenizer: BertTokenizer,
+    hidden_size: int = 64,
+    num_hidden_layers: int = 2,
+    num_attention_heads: int = 4,
+    epochs: int = 20,
+    batch_size: int = 16,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> tuple[BertForMaskedLM, list[float]]:
+    """Pretrain a BERT from random weights to fill in 15 % of the tokens of each report.
+
+    Args:
+        reports (`list[str]`): texts to learn from.
+        tokenizer (`BertTokenizer`): the vocabulary; its `model_max_length` is the number of positions.
+        hidden_size, num_hidden_layers, num_attention_heads (`int`): sizes of the encoder; the MLP is 4 times as wide.
+        epochs, batch_size (`int`), learning_rate (`float`): AdamW, warm-up over a tenth of the steps, linear decay.
+        seed (`int`, defaults to 0): decides the initial weights, the order and the masks.
+
+    Returns:
+        `tuple[BertForMaskedLM, list[float]]`: the model in eval mode, and its loss at every step.
+    """
+    set_seed(seed)
+    model = _build_model(tokenizer, hidden_size, num_hidden_layers, num_attention_heads).train()
+    loader = _build_loader(reports, tokenizer, batch_size, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    num_steps = epochs * len(loader)
+    scheduler = get_linear_schedule_with_warmup(optimizer, num_steps // 10, num_steps)
+    losses = []
+    with tqdm(total=num_steps, desc="Text encoder", unit="step") as progress:
+        for _ in range(epochs):
+            for batch in loader:
+                losses.append(_train_step(model, batch, optimizer, scheduler))
+                progress.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+                progress.update()
+    return model.cpu().eval(), losses
+
+
+def main(args: argparse.Namespace) -> None:
+    records = load_study_records(args.records, "train").select_columns(["report"])
+    reports = [report for report in records["report"] if report and report.strip()]
+    tokenizer = train_tokenizer(reports, args.vocab_size, args.max_length)
+    model, losses = pretrain_text_encoder(
+        reports,
+        tokenizer,
+        args.hidden_size,
+        args.num_hidden_layers,
+        args.num_attention_heads,
+        args.epochs,
+        args.batch_size,
+        args.learning_rate,
+        args.seed,
+    )
+    tokenizer.save_pretrained(args.output)
+    model.save_pretrained(args.output)
+    tenth = max(1, len(losses) // 10)
+    print(
+        f"Masked-token loss {fmean(losses[:tenth]):.3f} over the first tenth of {len(losses)} steps, "
+        f"{fmean(losses[-tenth:]):.3f} over the last; {len(reports)} reports, {len(tokenizer)} tokens: {args.output}"
+    )
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; every option is an argument of `train_tokenizer` or `pretrain_text_encoder`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", required=True, help="folder of study records, or their id on the Hub")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer and the model")
+    for name, default in {
+        "vocab-size": 2000,
+        "max-length": 128,
+        "hidden-size": 64,
+        "num-hidden-layers": 2,
+        "num-attention-heads": 4,
+        "epochs": 20,
+        "batch-size": 16,
+        "learning-rate": 1e-3,
+        "seed": 0,
+    }.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help="default: %(default)s")
+    args = parser.parse_args(argv)
+    for name in ("max_length", "hidden_size", "num_hidden_layers", "num_attention_heads", "epochs", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(args, name)}.")
+    return args
+
+
+def _count_words(reports: list[str], trainer: BertWordPieceTokenizer, max_letters: int) -> tuple[Counter, set[str]]:
+    """Words made of the most frequent letters alone, with their counts, and these letters."""
+    words = Counter()
+    for report in reports:
+        pieces = trainer.pre_tokenizer.pre_tokenize_str(trainer.normalizer.normalize_str(report))
+        words.update(word for word, _ in pieces)
+    letters = Counter()
+    for word, count in words.items():
+        letters.update({letter: count * word.count(letter) for letter in set(word)})
+    alphabet = set(sorted(letters, key=lambda letter: (-letters[letter], letter))[:max_letters])
+    return Counter({word: count for word, count in words.items() if alphabet.issuperset(word)}), alphabet
+
+
+def _build_model(tokenizer: BertTokenizer, hidden_size: int, num_layers: int, num_heads: int) -> BertForMaskedLM:
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        intermediate_size=4 * hidden_size,
+        max_position_embeddings=tokenizer.model_max_length,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return BertForMaskedLM(config).to(device)
+
+
+def _build_loader(reports: list[str], tokenizer: BertTokenizer, batch_size: int, seed: int) -> DataLoader:
+    generator = torch.Generator().manual_seed(seed)
+
+    def collate(batch: list[str]) -> dict[str, torch.Tensor]:
+        seeds = torch.randint(2**62, (len(batch),), generator=generator).tolist()
+        samples = [{"report": report, "mask_seed": seed} for report, seed in zip(batch, seeds, strict=True)]
+        return encode_reports(tokenizer, samples, tokenizer.model_max_length, MASK_RATIO)
+
+    return DataLoader(reports, batch_size=batch_size, shuffle=True, generator=generator, collate_fn=collate)
+
+
+def _train_step(model: BertForMaskedLM, batch: dict[str, torch.Tensor], optimizer, scheduler) -> float:
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    is_masked = batch["labels"] != -100
+    hidden_states = model.bert(batch["masked_input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    loss = torch.nn.functional.cross_entropy(model.cls(hidden_states[is_masked]), batch["labels"][is_masked])
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+__all__ = ["MASK_RATIO", "SPECIAL_TOKENS", "parse_args", "pretrain_text_encoder", "train_tokenizer"]
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,133 @@
+"""The model card: figures from the metrics file, "not measured" for the rest, metadata, its command."""
+
+import copy
+import json
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+from eval.retrieval import retrieval_metrics
+from eval.zero_shot import zero_shot_metrics
+from model_cards.card import build_card, main
+
+
+HEAD = {
+    "model": "alta",
+    "records": "covid_cxr",
+    "split": "test",
+    "n": 4,
+    "study_ids_sha256": "ab" * 32,
+    "preprocessing_sha256": "cd" * 32,
+}
+
+
+@pytest.fixture
+def metrics():
+    images, texts = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
+    retrieval = retrieval_metrics(images, texts, list("abcd"), k=[1], bootstrap_samples=50)
+    labels = [["ARDS"], ["ARDS"], ["No Finding"], ["No Finding"]]
+    zero_shot = zero_shot_metrics({"ARDS": [0.9, 0.4, 0.5, 0.1]}, labels, bootstrap_samples=50)
+    prompts = {"name": "covid_cxr", "version": "1.0", "sha256": "ef" * 32}
+    return {
+        "run": {"recipe": "demo", "steps": 1200, "seed": 7},
+        "parameters": {"total": 242177854, "trainable": 18333502, "trainable_share": 0.0757026},
+        "training": {"loss": 9.87654},
+        "retrieval": HEAD | {"protocol": {"name": "report_retrieval", "version": "1.0"}, "results": retrieval},
+        "zero_shot": HEAD | {"protocol": {"name": "pairs", "version": "1"}, "prompts": prompts, "results": zero_shot},
+        "records": {"records": 34, "with_prior": 9, "excluded": {"no frontal": 3}},
+        "preprocessing_sha256": "cd" * 32,
+    }
+
+
+def test_card_holds_the_figures_of_the_run(metrics):
+    text = str(build_card(metrics, model_id="tester/alta"))
+    for row in (
+        "| trainable | 18,333,502 |",
+        "| trainable share | 7.57 % |",
+        "| seed | 7 |",
+        "| loss | 9.877 |",
+        "| no frontal | 3 |",
+        "| text to image | R@1 | 0.500 | 0.250 |",
+        "| ARDS | 0.750 | 0.500 |",
+    ):
+        assert row in text, row
+    assert "not measured" not in text.lower()
+
+
+def test_figures_of_another_run_change_the_card(metrics):
+    other = copy.deepcopy(metrics)
+    other["retrieval"]["results"]["text_to_image"]["recall_at_1"] = {"value": 0.125, "chance": 0.25, "ci95": [0, 0.5]}
+    text = str(build_card(other))
+    assert "| text to image | R@1 | 0.125 | 0.250 | 0.000 to 0.500 | 4 | 4 |" in text
+    assert "| text to image | R@1 | 0.500 |" not in text
+
+
+def test_label_without_a_figure_is_named_with_its_reason(metrics):
+    assert "Not evaluated: No Finding (the prompt set has no prompt for it)." in str(build_card(metrics))
+
+
+def test_metadata_holds_every_result_with_its_chance_level(metrics):
+    data = ModelCard(str(build_card(metrics, model_id="tester/alta"))).data
+    values = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert values["text to image R@1"] == 0.5 and values["AUROC ARDS"] == values["mean AUROC"] == 0.75
+    assert all("chance" in result.metric_args for result in data.eval_results)
+    assert {result.dataset_split for result in data.eval_results} == {"test"}
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "zero-shot-image-classification")
+    assert data.license == "apache-2.0" and set(data.tags) == {"alta", "chest-x-ray", "peft", "radiology"}
+
+
+def test_empty_metrics_render_as_not_measured():
+    card = build_card({})
+    assert card.data.eval_results is None
+    for part in ("Parameters", "Run", "Losses", "Study records"):
+        assert f"{part}: not measured" in str(card)
+    assert str(card).count("\nNot measured.") == 2
+
+
+def test_adapter_card_names_its_base(metrics):
+    card = build_card(metrics, model_id="tester/adapter", kind="adapter", base_model="tester/base")
+    assert yaml.safe_load(card.data.to_yaml())["base_model"] == "tester/base"
+    assert card.data.base_model_relation == "adapter"
+    assert 'PeftModel.from_pretrained(base, "tester/adapter")' in str(card)
+
+
+def test_table_cells_cannot_break_the_table():
+    text = str(build_card({"run": {"recipe": "a|b\nc"}}))
+    assert "| recipe | a\\|b c |" in text
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_card_says_no_medical_device_license_and_paper(kind):
+    text = str(build_card({}, kind=kind, base_model="tester/base"))
+    for words in ("No medical device", "License by artefact", "2506.08990", "AutoModel.from_pretrained", "pipeline("):
+        assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("metrics", "options", "message"),
+    [
+        ({}, {"kind": "adapter"}, "`base_model` must name the frozen base of an adapter, got None"),
+        ({}, {"kind": "half"}, "`kind` must be one of \\['adapter', 'full'\\], got 'half'"),
+        ([], {}, "`metrics` must be an object, got list"),
+        ({"run": 3}, {}, "`run` of `metrics` must be an object, got int"),
+        ({"retrieval": {"n": 3}}, {}, "`retrieval` of `metrics` .* without \\['protocol'"),
+    ],
+)
+def test_bad_input_is_named(metrics, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_card(metrics, **options)
+
+
+def test_command_writes_a_card_that_the_hub_library_reads(tmp_path, metrics):
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    main(["--metrics", str(tmp_path / "metrics.json"), "--output", str(tmp_path / "hub" / "README.md")])
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert len(card.data.eval_results) == 6
+
+
+def test_command_names_a_missing_metrics_file(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--metrics", "nowhere.json", "--output", str(tmp_path / "README.md")])
+    assert stop.value.code == 2 and "nowhere.json" in capsys.readouterr().err

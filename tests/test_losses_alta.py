@@ -1,0 +1,130 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, make_batch, make_config, randomise
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from modeling_alta import AltaForPreTraining, losses_alta
+from modeling_alta.losses_alta import (
+    global_contrastive_loss,
+    image_reconstruction_loss,
+    local_contrastive_loss,
+    local_similarity,
+    masked_report_loss,
+)
+
+
+SCALES = tuple(torch.tensor(value) for value in (2.0, 3.0, 5.0))
+
+
+def local_inputs(num_studies=3, num_words=5, num_patches=7, size=4):
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randn(num_studies, num_words, size, generator=generator)
+    patches = torch.randn(num_studies, num_patches, size, generator=generator)
+    word_mask = torch.arange(num_words) < torch.tensor([5, 2, 3])[:, None]
+    patch_mask = torch.arange(num_patches) < torch.tensor([7, 7, 4])[:, None]
+    return words, word_mask, patches, patch_mask
+
+
+def similarity_by_loop(words, word_mask, patches, patch_mask, attention_scale, pooling_scale):
+    """The definition, one report and one study at a time."""
+    rows = []
+    for w, wm in zip(words, word_mask, strict=True):
+        row = []
+        for p, pm in zip(patches, patch_mask, strict=True):
+            present_words, present_patches = w[wm], p[pm]
+            attention = (present_patches @ present_words.T).softmax(dim=1)
+            attention = (attention_scale * attention.T).softmax(dim=1)
+            context = attention @ present_patches
+            row.append((pooling_scale * cosine_similarity(present_words, context)).exp().sum().log())
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def test_local_similarity_is_its_definition_word_by_word():
+    inputs = local_inputs()
+    torch.testing.assert_close(local_similarity(*inputs, *SCALES[:2]), similarity_by_loop(*inputs, *SCALES[:2]))
+
+
+def test_local_similarity_in_chunks_gives_the_same_values_and_gradients(monkeypatch):
+    words, word_mask, patches, patch_mask = local_inputs()
+    results = []
+    for limit in (2**26, 1):
+        monkeypatch.setattr(losses_alta, "LOCAL_SCORES_LIMIT", limit)
+        w, p = words.clone().requires_grad_(), patches.clone().requires_grad_()
+        similarity = local_similarity(w, word_mask, p, patch_mask, *SCALES[:2])
+        similarity.square().sum().backward()
+        results.append((similarity, w.grad, p.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_local_loss_is_symmetric_cross_entropy_of_the_scaled_similarity():
+    inputs = local_inputs()
+    logits = SCALES[2] * similarity_by_loop(*inputs, *SCALES[:2])
+    target = torch.arange(3)
+    expected = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+    torch.testing.assert_close(local_contrastive_loss(*inputs, *SCALES), expected)
+
+
+def test_local_loss_prefers_matching_pairs():
+    words = torch.eye(3)[:, None].repeat(1, 2, 1)
+    mask = torch.ones(3, 2, dtype=torch.bool)
+    matched = local_contrastive_loss(words, mask, words, mask, *SCALES)
+    assert matched < local_contrastive_loss(words, mask, words.roll(1, 0), mask, *SCALES)
+
+
+def test_local_loss_runs_in_float32_under_autocast():
+    words, word_mask, patches, patch_mask = local_inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = local_contrastive_loss(words, word_mask, patches, patch_mask, *SCALES)
+    torch.testing.assert_close(loss, local_contrastive_loss(words, word_mask, patches, patch_mask, *SCALES))
+
+
+def test_global_loss_of_orthogonal_pairs():
+    # Cosines are the identity, so every row has the loss log(1 + 2 exp(-scale)).
+    embeds = torch.eye(3)
+    loss = global_contrastive_loss(embeds, embeds, torch.tensor(2.0))
+    torch.testing.assert_close(loss, torch.log1p(2 * torch.exp(torch.tensor(-2.0))))
+
+
+def test_image_loss_counts_masked_patches_only():
+    predicted, target = torch.zeros(1, 2, 4), torch.tensor([[[1.0] * 4, [3.0] * 4]])
+    mask = torch.tensor([[0.0, 1.0]])
+    assert image_reconstruction_loss(predicted, target, mask, norm_pix_loss=False) == 9
+
+
+def test_image_loss_normalises_patches_by_their_unbiased_variance():
+    # Mean 1 and unbiased variance 2 of (0, 2): the target is ∓1/√2, so a prediction of 0 costs 1/2.
+    target = torch.tensor([[[0.0, 2.0]]])
+    loss = image_reconstruction_loss(torch.zeros(1, 1, 2), target, torch.ones(1, 1), norm_pix_loss=True)
+    torch.testing.assert_close(loss, torch.tensor(0.5))
+
+
+def test_report_loss_is_the_mean_over_masked_tokens_and_zero_without_any():
+    logits = torch.tensor([[0.0, 0.0], [0.0, torch.log(torch.tensor(3.0))]])
+    # −log(1/2) and −log(3/4)
+    expected = (torch.log(torch.tensor(2.0)) + torch.log(torch.tensor(4 / 3))) / 2
+    torch.testing.assert_close(masked_report_loss(logits, torch.tensor([0, 1])), expected)
+    assert masked_report_loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)) == 0
+
+
+@pytest.mark.parametrize("missing_views", ["token", "skip"])
+def test_two_processes_of_four_studies_train_as_one_of_eight(tmp_path, missing_views):
+    script = [ROOT / "tests" / "run_losses_in_processes.py", tmp_path, missing_views]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    result = subprocess.run([*launcher, *script], capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    torch.manual_seed(0)
+    model = AltaForPreTraining(make_config(missing_views=missing_views)).eval()
+    model.freeze_pretrained()
+    output = randomise(model)(**make_batch(8))
+    output.loss.backward()
+    got = torch.load(tmp_path / "result.pt")
+    for name, loss in got["losses"].items():
+        torch.testing.assert_close(loss, output[name].detach(), rtol=1e-5, atol=1e-6)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert got["gradients"].keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(got["gradients"][name], gradient, rtol=1e-4, atol=1e-6)

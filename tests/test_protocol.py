@@ -1,0 +1,37 @@
+"""The head of a protocol's JSON: hashes that depend on what they should, and no path of a machine."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from eval.protocol import describe_run, preprocessing_sha256, study_ids_sha256, write_json
+from tests.fake_model import FakeProcessor
+
+
+def _processor(**settings):
+    return SimpleNamespace(image_processor=SimpleNamespace(to_dict=lambda: settings))
+
+
+def test_hash_of_the_studies_ignores_their_order_only():
+    assert study_ids_sha256(["a", "b"]) == study_ids_sha256(["b", "a"])
+    assert study_ids_sha256(["a", "b"]) != study_ids_sha256(["ab"])
+
+
+def test_preprocessing_hash_depends_on_the_settings_and_not_on_the_version():
+    one = preprocessing_sha256(_processor(image_mean=[0.4785], transformers_version="5.23.0"))
+    assert one == preprocessing_sha256(_processor(image_mean=[0.4785], transformers_version="5.24.0"))
+    assert one != preprocessing_sha256(_processor(image_mean=[0.5]))
+
+
+def test_folders_are_named_by_their_last_part_and_hub_ids_in_full(tmp_path):
+    (tmp_path / "records").mkdir()
+    run = describe_run({"name": "p"}, "tester/alta", f"{tmp_path}/records/", "test", ["a", "b"], FakeProcessor())
+    assert (run["model"], run["records"], run["n"]) == ("tester/alta", "records", 2)
+    assert str(tmp_path) not in json.dumps(run)
+
+
+def test_figure_that_is_not_a_number_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json({"value": float("nan")}, tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()

@@ -242,43 +242,56 @@ def config_from(
     use_adapters: bool,
     **settings,
 ) -> AltaConfig:
-    """Sizes read off the weights and off the text encoder's `config.json`."""
+    """Sizes read off the weights and off the text encoder's `config.json`; `settings` are further fields."""
     shape = {name.replace(".base.", "."): tuple(value.shape) for name, value in state.items()}
     try:
-        hidden_size = shape["vision_model.study_tokens.cls_token"][-1]
-        patch_size = shape["vision_model.patch_embed.proj.weight"][-1]
-        num_patches = shape["vision_model.pos_embed"][1] - 1
-        mlp_size = shape["vision_model.blocks.0.mlp.fc1.weight"][0]
-        decoder_size, num_pixels = shape["image_decoder.embed.weight"][0], shape["image_decoder.predict.weight"][0]
-        ratio = shape["vision_model.blocks.0.mlp.adapter.down.weight"][0] / hidden_size if use_adapters else 0.25
+        sizes = vision_sizes(shape, vision_heads) | decoder_sizes(shape, decoder_heads)
+        if use_adapters:
+            width, hidden_size = shape["vision_model.blocks.0.mlp.adapter.down.weight"]
+            sizes["adapter_bottleneck_ratio"] = width / hidden_size
     except KeyError as error:
         raise ValueError(
             f"The checkpoint must hold {error.args[0]!r} to tell its sizes, but it is missing."
         ) from error
+    return AltaConfig(**(text_sizes(text_encoder) | sizes | {"use_adapters": use_adapters} | settings))
+
+
+def vision_sizes(shape: dict[str, tuple[int, ...]], num_heads: int | None) -> dict:
+    hidden_size = shape["vision_model.study_tokens.cls_token"][-1]
+    _, num_channels, _, patch_size = shape["vision_model.patch_embed.proj.weight"]
+    vision_config = {
+        "image_size": round((shape["vision_model.pos_embed"][1] - 1) ** 0.5) * patch_size,
+        "patch_size": patch_size,
+        "num_channels": num_channels,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": count_layers(shape, "vision_model.blocks"),
+        "num_attention_heads": num_heads or max(1, hidden_size // 64),
+        "mlp_ratio": shape["vision_model.blocks.0.mlp.fc1.weight"][0] / hidden_size,
+        "qkv_bias": "vision_model.blocks.0.attn.qkv.bias" in shape,
+    }
+    return {"vision_config": vision_config}
+
+
+def decoder_sizes(shape: dict[str, tuple[int, ...]], num_heads: int) -> dict:
     num_channels = shape["vision_model.patch_embed.proj.weight"][1]
+    return {
+        "decoder_hidden_size": shape["image_decoder.embed.weight"][0],
+        "decoder_num_hidden_layers": count_layers(shape, "image_decoder.blocks"),
+        "decoder_num_attention_heads": num_heads,
+        "decoder_patch_size": round((shape["image_decoder.predict.weight"][0] / num_channels) ** 0.5),
+    }
+
+
+def text_sizes(text_encoder: str | Path) -> dict:
+    """Sizes of a CXR-BERT or BERT folder.
+
+    Raises:
+        FileNotFoundError: if the folder has no `config.json`.
+    """
     text = json.loads((Path(text_encoder) / "config.json").read_text())
     known = BertConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version", "dtype"}
-    return AltaConfig(
-        text_config=BertConfig(**{name: value for name, value in text.items() if name in known}),
-        vision_config={
-            "image_size": round(num_patches**0.5) * patch_size,
-            "patch_size": patch_size,
-            "num_channels": num_channels,
-            "hidden_size": hidden_size,
-            "num_hidden_layers": count_layers(shape, "vision_model.blocks"),
-            "num_attention_heads": vision_heads or max(1, hidden_size // 64),
-            "mlp_ratio": mlp_size / hidden_size,
-            "qkv_bias": "vision_model.blocks.0.attn.qkv.bias" in shape,
-        },
-        projection_dim=text.get("projection_size", 128),
-        use_adapters=use_adapters,
-        adapter_bottleneck_ratio=ratio,
-        decoder_hidden_size=decoder_size,
-        decoder_num_hidden_layers=count_layers(shape, "image_decoder.blocks"),
-        decoder_num_attention_heads=decoder_heads,
-        decoder_patch_size=round((num_pixels / num_channels) ** 0.5),
-        **settings,
-    )
+    text_config = BertConfig(**{name: value for name, value in text.items() if name in known})
+    return {"text_config": text_config, "projection_dim": text.get("projection_size", 128)}
 
 
 def count_layers(names, prefix: str) -> int:

@@ -148,7 +148,7 @@ class AltaPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise what was not loaded; the adapters come last, since BERT gives those inside it weights of its own."""
+        """Initialise what was not loaded; adapters last, since BERT gives those inside it weights of its own."""
         super().initialize_weights()
         for module in self.modules():
             if isinstance(module, BottleneckAdapter):

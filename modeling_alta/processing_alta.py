@@ -41,7 +41,8 @@ class AltaProcessor(ProcessorMixin):
         Returns:
             `BatchFeature` with
             - **input_ids**, **attention_mask**, **token_type_ids** -- of shape `(num_texts, num_tokens)`, with `text`.
-            - **pixel_values** -- of shape `(batch, 3, height, width)` or `(batch, 4, 3, height, width)`, with `images`.
+            - **pixel_values** -- of shape `(batch, 4, 3, height, width)`, or `(batch, 3, height, width)` if no study
+              came, with `images`.
             - **view_mask** -- `bool` of shape `(batch, 4)`, if a study came.
 
         Raises:

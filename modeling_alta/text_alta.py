@@ -39,7 +39,7 @@ def embed_tokens(
 def encode_texts(
     text_model: BertModel, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """BERT's layers over embeddings `(batch_size, num_tokens, hidden_size)`, to which something may have been added."""
+    """BERT's layers over embeddings `(batch_size, num_tokens, hidden_size)`, to which a feature may be added."""
     attention_mask = create_bidirectional_mask(
         config=text_model.config, inputs_embeds=hidden_states, attention_mask=attention_mask
     )

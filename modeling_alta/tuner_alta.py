@@ -110,16 +110,25 @@ class AltaAdapterLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters or [adapter_name], inference_mode=config.inference_mode)
 
+    def _norms(self) -> list[tuple[str, nn.Module]]:
+        """LayerNorms of the base module, those already wrapped as their wrappers."""
+        return [
+            (name, module)
+            for name, module in self.base_layer.named_modules()
+            if isinstance(module, ModulesToSaveWrapper)
+            or (isinstance(module, nn.LayerNorm) and not re.search(r"(original_module|modules_to_save)", name))
+        ]
+
     def _train_norms(self, adapter_name: str, inference_mode: bool) -> None:
         """Give every LayerNorm of the base module a copy of this adapter, as `modules_to_save` does elsewhere."""
-        for name, module in list(self.base_layer.named_children()):
+        for name, module in self._norms():
             if isinstance(module, ModulesToSaveWrapper):
                 module.update(adapter_name)
                 module.set_adapter(module.active_adapters, inference_mode=inference_mode)
-            elif isinstance(module, nn.LayerNorm):
+            else:
                 wrapper = ModulesToSaveWrapper(module, adapter_name)
                 wrapper.set_adapter(adapter_name, inference_mode=inference_mode)
-                setattr(self.base_layer, name, wrapper)
+                self.base_layer.set_submodule(name, wrapper)
 
     def forward(self, *args) -> torch.Tensor:
         hidden_states = self.base_layer(*args)
@@ -141,26 +150,25 @@ class AltaAdapterLayer(nn.Module, BaseTunerLayer):
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
         """The base module, with `merge` inside a native adapter: a bottleneck cannot be folded into one matrix."""
-        names = [name for name in adapter_names or self.active_adapters if name in self.alta_adapter_down]
-        self._unwrap_norms(names[0] if merge and names else None)
-        if not merge or not names:
+        names = self.names_to_merge(adapter_names) if merge else []
+        self._unwrap_norms(names[0] if names else None)
+        if not names:
             return self.base_layer
-        if len(names) > 1 or isinstance(self.base_layer, SerialAdapter | ParallelAdapter):
-            raise ValueError(
-                f"`merge_and_unload` takes one adapter over a base without adapters inside, got {names} over "
-                f"{type(self.base_layer).__name__}. Keep the adapters apart, or name one by `adapter_names`."
-            )
         adapter = BottleneckAdapter(1, 1)
         adapter.down, adapter.up = self.alta_adapter_down[names[0]], self.alta_adapter_up[names[0]]
         if self.is_parallel:
             return ParallelAdapter(self.base_layer, adapter, self.parallel_scale[names[0]])
         return SerialAdapter(self.base_layer, adapter)
 
+    def names_to_merge(self, adapter_names: list[str] | None) -> list[str]:
+        """Those of `adapter_names`, or of the active ones, that this layer has."""
+        return [name for name in adapter_names or self.active_adapters if name in self.alta_adapter_down]
+
     def _unwrap_norms(self, adapter_name: str | None) -> None:
-        for name, module in list(self.base_layer.named_children()):
+        for name, module in self._norms():
             if isinstance(module, ModulesToSaveWrapper):
                 trained = dict(module.modules_to_save.items()).get(adapter_name, module.original_module)
-                setattr(self.base_layer, name, trained)
+                self.base_layer.set_submodule(name, trained)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise ValueError("ALTA adapters cannot be merged in place; `merge_and_unload` gives a full model.")
@@ -203,6 +211,8 @@ class AltaAdapterModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def _unload_and_optionally_merge(self, merge: bool = True, adapter_names=None, **kwargs) -> nn.Module:
+        if merge:
+            self._check_one_adapter_over_a_plain_base(adapter_names)
         config = self.peft_config[(adapter_names or self.active_adapters)[0]]
         # PEFT's `unload` leaves the trained copies of `modules_to_save` behind; the base has the original ones.
         originals = {
@@ -217,6 +227,17 @@ class AltaAdapterModel(BaseTuner):
             for name, original in originals.items():
                 model.set_submodule(name, original)
         return model
+
+    def _check_one_adapter_over_a_plain_base(self, adapter_names: list[str] | None) -> None:
+        for layer in self.model.modules():
+            if not isinstance(layer, AltaAdapterLayer):
+                continue
+            names = layer.names_to_merge(adapter_names)
+            if len(names) > 1 or isinstance(layer.base_layer, SerialAdapter | ParallelAdapter):
+                raise ValueError(
+                    f"`merge_and_unload` takes one adapter over a base without adapters inside, got {names} over "
+                    f"{type(layer.base_layer).__name__}. Keep the adapters apart, or name one by `adapter_names`."
+                )
 
 
 def config_with_adapters(model_config: AltaConfig, adapter_config: AltaAdapterConfig) -> AltaConfig:

@@ -190,11 +190,6 @@ class _SplitWriter:
         if len(self.rows) == ROWS_PER_GROUP:
             self._flush()
 
-    def _begin_shard(self) -> None:
-        self.num_bytes = 0
-        self.paths.append(self.folder / f"{self.split}-{len(self.paths):05d}.parquet")
-        self.writer = pq.ParquetWriter(self.paths[-1], self.schema, write_page_index=True)
-
     def close(self) -> None:
         self._flush()
         if self.writer:

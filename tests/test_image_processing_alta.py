@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -93,6 +94,13 @@ def test_every_kind_of_image_gives_the_same_pixels(tmp_path):
     pixel_values = make_processor()(kinds, return_tensors="np")["pixel_values"]
     assert pixel_values.shape == (len(kinds), 3, 32, 32)
     np.testing.assert_array_equal(pixel_values, np.broadcast_to(pixel_values[:1], pixel_values.shape))
+
+
+def test_any_sequence_is_a_list_of_images():
+    column = datasets.Dataset.from_dict({"image": [make_image(0), make_image(1)]})["image"]
+    expected = make_processor()([make_image(0), make_image(1)], return_tensors="pt")["pixel_values"]
+    for images in (column, tuple(column)):
+        torch.testing.assert_close(make_processor()(images, return_tensors="pt")["pixel_values"], expected)
 
 
 @pytest.mark.parametrize("to_batch", [np.stack, lambda arrays: torch.tensor(np.stack(arrays))])

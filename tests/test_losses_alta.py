@@ -113,7 +113,7 @@ def test_report_loss_is_the_mean_over_masked_tokens_and_zero_without_any():
 @pytest.mark.parametrize("missing_views", ["token", "skip"])
 def test_two_processes_of_four_studies_train_as_one_of_eight(tmp_path, missing_views):
     script = [ROOT / "tests" / "run_losses_in_processes.py", tmp_path, missing_views]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run([*launcher, *script], capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     torch.manual_seed(0)
@@ -127,4 +127,4 @@ def test_two_processes_of_four_studies_train_as_one_of_eight(tmp_path, missing_v
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert got["gradients"].keys() == gradients.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(got["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
+        assert (got["gradients"][name] - gradient).norm() <= 1e-5 * gradient.norm(), name

@@ -1,0 +1,185 @@
+"""The settings of a training run: their names, types and checks, and the reader of the YAML files beside this one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import yaml
+
+from modeling_alta import AltaConfig
+
+
+STAGES = ("mrm", "alta")
+
+
+@dataclass
+class TrainArguments:
+    """
+    One recipe. Paths are relative to the folder in which the command runs.
+
+    Args:
+        stage (`str`): `"mrm"`, masked record modelling of single frontals, or `"alta"`, adapters over a frozen base.
+        records (`str`): folder or Hub id of study records.
+        output_dir (`str`): folder of the run.
+        text_encoder (`str`): folder of a vocabulary and a BERT; the stage `mrm` reads its vocabulary alone.
+        mae (`str`): MAE weights that start the vision tower of `mrm`; random weights by default.
+        mrm (`str`): `MRM.pth`, or the folder that an `mrm` run wrote, which starts `alta` with `text_encoder`.
+        base (`str`): a converted base, or a full model to put a new adapter over, which starts `alta` instead.
+        adapter (`str`): an adapter over `base` whose training goes on.
+        model (`dict`): fields of `AltaConfig`.
+        peft (`dict`): `peft_type` and fields of its PEFT config.
+        vision_heads, decoder_heads (`int`): of a published `MRM.pth`.
+        split (`str`): split of the records to train on.
+        augment (`bool`): augment radiographs and shuffle sentences.
+        batch_size (`int`): studies that a process takes at once.
+        gradient_accumulation_steps (`int`): batches per optimizer step.
+        num_epochs (`int`): where training stops.
+        schedule_epochs (`int`): where the cosine reaches zero.
+        warmup_epochs (`float`): length of the linear warm-up.
+        base_learning_rate (`float`): times the effective batch / 256.
+        weight_decay (`float`), betas (`list[float]`): of AdamW.
+        max_gradient_norm (`float`): clip gradients to this norm; no clipping by default.
+        mixed_precision (`str`): `"no"`, `"fp16"` or `"bf16"`.
+        gradient_checkpointing (`bool`): recompute activations in the backward pass.
+        num_workers (`int`): processes that prepare batches.
+        seed (`int`): decides initial weights, order, augmentation, masks and dropout.
+        log_every (`int`): optimizer steps between two lines of the log.
+        log_with (`str`): a tracker of accelerate, or `null` for none.
+        checkpoint_every (`int`): optimizer steps between two checkpoints, 0 for none.
+        keep_checkpoints (`int`): the last ones stay.
+        resume (`str`): a checkpoint folder, or `"latest"`, which starts anew where there is none.
+
+    Raises:
+        ValueError: for a value out of range, or stages that lack what starts them.
+    """
+
+    stage: str
+    records: str
+    output_dir: str
+    text_encoder: str | None = None
+    mae: str | None = None
+    mrm: str | None = None
+    base: str | None = None
+    adapter: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] = field(default_factory=lambda: {"peft_type": "ALTA_ADAPTER"})
+    vision_heads: int | None = None
+    decoder_heads: int = 6
+    split: str = "train"
+    augment: bool = True
+    batch_size: int = 24
+    gradient_accumulation_steps: int = 1
+    num_epochs: int = 30
+    schedule_epochs: int = 100
+    warmup_epochs: float = 10.0
+    base_learning_rate: float = 1.5e-4
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    max_gradient_norm: float | None = None
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    num_workers: int = 0
+    seed: int = 0
+    log_every: int = 10
+    log_with: str | None = "tensorboard"
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    resume: str | None = None
+
+    def __post_init__(self):
+        _check_one_of("stage", self.stage, STAGES)
+        _check_one_of("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
+        for name in ("batch_size", "gradient_accumulation_steps", "num_epochs", "log_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.schedule_epochs < self.num_epochs:
+            raise ValueError(
+                f"`schedule_epochs` must be at least `num_epochs` {self.num_epochs}, got {self.schedule_epochs}."
+            )
+        unknown = sorted(self.model.keys() - {setting.name for setting in fields(AltaConfig)})
+        if unknown:
+            raise ValueError(f"`model` must hold fields of AltaConfig, got {unknown}.")
+        self._check_start()
+
+    def _check_start(self):
+        if self.text_encoder is None and (self.stage == "mrm" or self.mrm is not None):
+            raise ValueError("`text_encoder` must be the folder of a vocabulary and a BERT, got none.")
+        if self.stage == "alta" and (self.mrm is None) == (self.base is None):
+            raise ValueError(f"`mrm` or `base` must start the stage alta, got mrm={self.mrm} and base={self.base}.")
+        if self.adapter is not None and self.base is None:
+            raise ValueError(f"`base` must be the model under `adapter` {self.adapter}, got none.")
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> TrainArguments:
+    """
+    Read a recipe.
+
+    Args:
+        path (`str` or `Path`): a YAML file.
+        overrides (sequence of `str`): `name=value`, where the value is YAML and a dotted name reaches into a mapping.
+
+    Raises:
+        ValueError: for a file that is no recipe, a name that does not exist, or a value of another type.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"`path` must be a recipe in YAML, got {path}: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"`path` must be a recipe of `name: value` lines, got {path} with {type(settings).__name__}.")
+    for override in overrides:
+        _apply(settings, override)
+    return build_arguments(settings)
+
+
+def build_arguments(settings: Mapping[str, Any]) -> TrainArguments:
+    """Checked arguments from plain values.
+
+    Raises:
+        ValueError: for a name that does not exist, one that is missing, or a value of another type.
+    """
+    known = {setting.name: setting for setting in fields(TrainArguments)}
+    unknown = sorted(settings.keys() - known.keys())
+    if unknown:
+        raise ValueError(f"A recipe must hold the keys {sorted(known)}, got {unknown}.")
+    missing = [name for name in ("stage", "records", "output_dir") if settings.get(name) is None]
+    if missing:
+        raise ValueError(f"A recipe must hold `stage`, `records` and `output_dir`, got none for {missing}.")
+    return TrainArguments(**{name: _convert(name, value, known[name].type) for name, value in settings.items()})
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    name, separator, value = override.partition("=")
+    if not separator:
+        raise ValueError(f"`overrides` must have the form name=value, got {override!r}.")
+    *parents, last = name.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+    settings[last] = yaml.safe_load(value)
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """The value in the type of its field; YAML reads `1e-4` as text and `1` as an integer."""
+    may_be_none = isinstance(kind, UnionType)
+    if value is None and may_be_none:
+        return None
+    kind = get_args(kind)[0] if may_be_none else kind
+    expected = get_origin(kind) or kind
+    if expected is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError as error:
+            raise ValueError(f"`{name}` must be a number, got {value!r}.") from error
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise ValueError(f"`{name}` must be of type {expected.__name__}, got {value!r}.")
+    return value
+
+
+def _check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}.")
+
+
+__all__ = ["STAGES", "TrainArguments", "build_arguments", "read_recipe"]

@@ -5,11 +5,13 @@ Every key of a checkpoint is used or named with a reason in the printed report; 
 
 import argparse
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import BertConfig, BertTokenizerFast
@@ -19,32 +21,64 @@ from .export_alta import build_processor, export_full
 from .modeling_alta import AltaForPreTraining
 
 
-# Published names → ours, first match wins. `.base.` is dropped where the model has no adapters inside.
+# Published names and ours, first match wins: `{}` is a number, and a name that ends in a dot is the start of one.
+# `.base.` is dropped where the model has no adapters inside.
 RENAMES = (
-    (r"(cls_token|view_embedding|temporal_embedding)", r"vision_model.study_tokens.\1"),
-    (r"(missing_token|pos_embed|patch_embed\..+|norm\..+)", r"vision_model.\1"),
-    (r"blocks\.(\d+)\.attn_adapter\.(.+)", r"vision_model.blocks.\1.attn.proj.adapter.\2"),
-    (r"blocks\.(\d+)\.mlp_adapter\.(.+)", r"vision_model.blocks.\1.mlp.adapter.\2"),
-    (r"blocks\.(\d+)\.attn\.proj\.(.+)", r"vision_model.blocks.\1.attn.proj.base.\2"),
-    (r"blocks\.(\d+)\.mlp\.(.+)", r"vision_model.blocks.\1.mlp.base.\2"),
-    (r"(blocks\..+)", r"vision_model.\1"),
-    (r"mask_token", r"image_decoder.mask_token.token"),
-    (r"decoder_(embed|blocks|norm|pos_embed)(\..+)?", r"image_decoder.\1\2"),
-    (r"decoder_pred\.(.+)", r"image_decoder.predict.\1"),
-    (r"bert_embed\.(.+)", r"image_to_report.\1"),
-    (r"logit_scale(_local[123])?", r"logit_scale\1"),
-    (r"projection_head\.(.+)", r"image_projection.\1"),
-    (r"local_projection_head\.(.+)", r"image_local_projection.\1"),
-    (r"bert_encoder\.cls_projection_head\.(.+)", r"text_projection.\1"),
-    (r"bert_encoder\.local_projection_head\.(.+)", r"text_local_projection.\1"),
-    (r"bert_encoder\.cls\.predictions\.bias", r"report_head.bias"),
-    (r"bert_encoder\.cls\.predictions\.transform\.(.+)", r"report_head.\1"),
-    (r"bert_encoder\.bert\.(.+\.layer\.\d+)\.attn_adapter\.(.+)", r"text_model.\1.attention.output.adapter.\2"),
-    (r"bert_encoder\.bert\.(.+\.layer\.\d+)\.mlp_adapter\.(.+)", r"text_model.\1.output.adapter.\2"),
-    (r"bert_encoder\.bert\.(.+\.layer\.\d+\.(?:attention\.)?output)\.(.+)", r"text_model.\1.base.\2"),
-    (r"bert_encoder\.bert\.((?:embeddings|encoder)\..+)", r"text_model.\1"),
+    ("cls_token", "vision_model.study_tokens.cls_token"),
+    ("view_embedding", "vision_model.study_tokens.view_embedding"),
+    ("temporal_embedding", "vision_model.study_tokens.temporal_embedding"),
+    ("missing_token", "vision_model.missing_token"),
+    ("pos_embed", "vision_model.pos_embed"),
+    ("patch_embed.", "vision_model.patch_embed."),
+    ("norm.", "vision_model.norm."),
+    ("blocks.{}.attn_adapter.", "vision_model.blocks.{}.attn.proj.adapter."),
+    ("blocks.{}.mlp_adapter.", "vision_model.blocks.{}.mlp.adapter."),
+    ("blocks.{}.attn.proj.", "vision_model.blocks.{}.attn.proj.base."),
+    ("blocks.{}.mlp.", "vision_model.blocks.{}.mlp.base."),
+    ("blocks.", "vision_model.blocks."),
+    ("mask_token", "image_decoder.mask_token.token"),
+    ("decoder_pos_embed", "image_decoder.pos_embed"),
+    ("decoder_embed.", "image_decoder.embed."),
+    ("decoder_blocks.", "image_decoder.blocks."),
+    ("decoder_norm.", "image_decoder.norm."),
+    ("decoder_pred.", "image_decoder.predict."),
+    ("bert_embed.", "image_to_report."),
+    ("logit_scale", "logit_scale.log_scale"),
+    ("logit_scale_local1", "local_logit_scales.log_scale"),
+    ("logit_scale_local2", "local_logit_scales.log_scale"),
+    ("logit_scale_local3", "local_logit_scales.log_scale"),
+    ("projection_head.", "image_projection."),
+    ("local_projection_head.", "image_local_projection."),
+    ("bert_encoder.cls_projection_head.", "text_projection."),
+    ("bert_encoder.local_projection_head.", "text_local_projection."),
+    ("bert_encoder.cls.predictions.bias", "report_head.bias"),
+    ("bert_encoder.cls.predictions.transform.", "report_head."),
+    ("bert_encoder.bert.encoder.layer.{}.attn_adapter.", "text_model.encoder.layer.{}.attention.output.adapter."),
+    ("bert_encoder.bert.encoder.layer.{}.mlp_adapter.", "text_model.encoder.layer.{}.output.adapter."),
+    ("bert_encoder.bert.encoder.layer.{}.attention.output.", "text_model.encoder.layer.{}.attention.output.base."),
+    ("bert_encoder.bert.encoder.layer.{}.output.", "text_model.encoder.layer.{}.output.base."),
+    ("bert_encoder.bert.encoder.", "text_model.encoder."),
+    ("bert_encoder.bert.embeddings.", "text_model.embeddings."),
 )
 LAYER_NORM_HEADS = re.compile(r"((?:image|text)(?:_local)?_projection|report_head)\.LayerNorm\.")
+# Published scalars that are one vector here, in its order.
+SCALES = {
+    "logit_scale.log_scale": ("logit_scale",),
+    "local_logit_scales.log_scale": ("logit_scale_local1", "logit_scale_local2", "logit_scale_local3"),
+}
+FRESH_AFTER_MRM = (
+    "vision_model.missing_token",
+    "vision_model.study_tokens.view_embedding",
+    "vision_model.study_tokens.temporal_embedding",
+    "image_projection.",
+    "image_local_projection.",
+    "text_projection.",
+    "logit_scale.",
+    "local_logit_scales.",
+    "image_to_report.",
+    "report_head.",
+)
+FRESH_AFTER_MAE = (*FRESH_AFTER_MRM[:3], "image_decoder.", "image_to_report.", "report_decoder.", "report_head.")
 
 # Keys with no place of their own, and why.
 UNUSED = (
@@ -96,9 +130,9 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         path = next((file for file in candidates if file.is_file()), candidates[0])
     if not path.is_file():
         raise FileNotFoundError(f"`path` must be a checkpoint, got {path}, which does not exist.")
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -136,6 +170,7 @@ def convert_mrm(
     Args:
         mrm (`str` or `Path`): `MRM.pth`, or a folder that the MRM stage wrote.
         text_encoder (`str` or `Path`): a CXR-BERT or BERT folder.
+        vision_heads, decoder_heads (`int`): of `MRM.pth`, as for `convert_alta`; a folder tells its own.
         settings: further fields of `AltaConfig`, such as `missing_views`.
 
     Raises:
@@ -144,22 +179,17 @@ def convert_mrm(
     if (Path(mrm) / "config.json").is_file():
         state, report = read_own_mrm(mrm)
         stored = AltaConfig.from_pretrained(mrm)
-        vision_heads = vision_heads or stored.vision_config.num_attention_heads
+        vision_heads = stored.vision_config.num_attention_heads
         decoder_heads = stored.decoder_num_attention_heads
     else:
         state, report = rename_keys(read_checkpoint(mrm))
-    text_state, text_report = rename_keys(read_text_encoder(text_encoder), prefix="bert_encoder.")
-    text_report.drop(text_state, ".adapter.", "adapters start at the identity")
-    text_report.drop(text_state, "text_local_projection.", "starts as a copy of the global head")
-    for name in [name for name in text_state if name.startswith("text_projection.")]:
-        text_state[name.replace("text_", "text_local_")] = text_state[name].clone()
-    report.used |= text_report.used
-    report.unused |= text_report.unused
     config = config_from(state, text_encoder, vision_heads, decoder_heads, use_adapters=False, **settings)
     model = AltaForPreTraining(config)
-    may_be_fresh = ("projection", "logit_scale", "embedding", "missing_token", "image_to_report", "report_head")
-    state = {name.replace(".base.", "."): value for name, value in (state | text_state).items()}
-    return load_weights(model, state, report, source=mrm, may_be_fresh=may_be_fresh), report
+    state |= read_text_encoder(text_encoder, report)
+    state |= local_text_head(model.state_dict() | state)
+    state = without_adapters(state, report)
+    load_weights(model, state, report, source=f"{mrm} with {text_encoder}", may_be_fresh=FRESH_AFTER_MRM)
+    return model, report
 
 
 def load_mae(model: nn.Module, mae: str | Path) -> ConversionReport:
@@ -174,9 +204,8 @@ def load_mae(model: nn.Module, mae: str | Path) -> ConversionReport:
     """
     state, report = rename_keys(read_checkpoint(mae))
     report.drop(state, "image_decoder.", "the decoder of MAE, whose sizes are others")
-    state = {name.replace(".base.", "."): value for name, value in state.items()}
-    fresh = ("image_decoder", "report_", "image_to_report", "view_embedding", "temporal_embedding", "missing_token")
-    load_weights(model, state, report, source=mae, may_be_fresh=fresh)
+    state = without_adapters(state, report)
+    load_weights(model, state, report, source=mae, may_be_fresh=FRESH_AFTER_MAE)
     return report
 
 
@@ -191,38 +220,86 @@ def rename_keys(state: dict[str, torch.Tensor], prefix: str = "") -> tuple[dict[
         reason = next((reason for pattern, reason in UNUSED if re.fullmatch(pattern, prefix + key)), None)
         name = rename_key(prefix + key)
         if reason is None and name is not None:
-            renamed[name] = value
             report.used[key] = name
+            renamed[name] = value
         else:
             report.unused[key] = reason or "no such part in ALTA"
-    join_scales(renamed)
-    return renamed, report
+    return renamed | join_scales(state), report
 
 
 def rename_key(key: str) -> str | None:
     """Our name of a published parameter, `None` if it has no place."""
-    for pattern, replacement in RENAMES:
-        match = re.fullmatch(pattern, key)
-        if match:
-            name = match.expand(replacement).replace(".D_fc1.", ".down.").replace(".D_fc2.", ".up.")
+    # The first BERT checkpoints call the weight and the bias of a LayerNorm gamma and beta.
+    key = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    for published, ours in RENAMES:
+        name = match_template(published, ours, key)
+        if name is not None:
+            name = name.replace(".D_fc1.", ".down.").replace(".D_fc2.", ".up.")
             return LAYER_NORM_HEADS.sub(r"\1.layer_norm.", name)
     return None
 
 
-def join_scales(state: dict[str, torch.Tensor]) -> None:
-    """The published scalars as our two vectors of scales."""
-    if "logit_scale" in state:
-        state["logit_scale.log_scale"] = state.pop("logit_scale").reshape(1)
-    local = [state.pop(f"logit_scale_local{i}") for i in (1, 2, 3) if f"logit_scale_local{i}" in state]
-    if local:
-        state["local_logit_scales.log_scale"] = torch.stack(local)
+def published_key(name: str) -> str | None:
+    """The inverse of `rename_key`, to say in the words of a checkpoint what is wrong with it."""
+    for published, ours in RENAMES:
+        key = match_template(ours, published, name)
+        if key is not None:
+            key = key.replace("_adapter.down.", "_adapter.D_fc1.").replace("_adapter.up.", "_adapter.D_fc2.")
+            return key.replace(".layer_norm.", ".LayerNorm.")
+    return None
 
 
-def read_text_encoder(folder: str | Path) -> dict[str, torch.Tensor]:
-    """Weights of a CXR-BERT, masked-language BERT or bare BERT folder, the last under the names of the others."""
-    state = read_checkpoint(folder)
-    is_bare = any(name.startswith("embeddings.") for name in state)
-    return {f"bert.{name}" if is_bare else name: value for name, value in state.items()}
+def match_template(template: str, replacement: str, name: str) -> str | None:
+    """Put the number and the end of a name that `template` matches into `replacement`; see `RENAMES`."""
+    pattern = re.escape(template).replace(r"\{\}", r"(?P<number>\d+)").replace(r"\.base\.", r"\.(?:base\.)?")
+    match = re.fullmatch(pattern + ("(?P<end>.+)" if template.endswith(".") else ""), name)
+    if match is None:
+        return None
+    groups = match.groupdict(default="")
+    return replacement.format(groups.get("number", "")) + groups.get("end", "")
+
+
+def without_adapters(state: dict[str, torch.Tensor], report: ConversionReport) -> dict[str, torch.Tensor]:
+    """The names, here and in `report`, of a model without adapters inside."""
+    report.used = {key: name.replace(".base.", ".") for key, name in report.used.items()}
+    return {name.replace(".base.", "."): value for name, value in state.items()}
+
+
+def join_scales(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The published scalars as our two vectors of scales, each whole or not there.
+
+    Raises:
+        ValueError: naming the scalars that are missing or misshapen.
+    """
+    joined = {}
+    for name, keys in SCALES.items():
+        wrong = [f"{key} is missing" for key in keys if key not in state]
+        if len(wrong) == len(keys):
+            continue
+        shapes = {key: tuple(state[key].shape) for key in keys if key in state}
+        wrong += [f"{key} must have shape (), got {shape}" for key, shape in shapes.items() if math.prod(shape) != 1]
+        if wrong:
+            raise ValueError(f"The checkpoint does not fit: {'; '.join(wrong)}.")
+        joined[name] = torch.stack([state[key].reshape(()) for key in keys])
+    return joined
+
+
+def read_text_encoder(folder: str | Path, report: ConversionReport) -> dict[str, torch.Tensor]:
+    """Weights of a CXR-BERT, masked-language BERT or bare BERT folder under our names, entered into `report`."""
+    weights = read_checkpoint(folder)
+    is_bare = any(name.startswith("embeddings.") for name in weights)
+    state, text_report = rename_keys(weights, prefix="bert_encoder.bert." if is_bare else "bert_encoder.")
+    text_report.drop(state, ".adapter.", "adapters start at the identity")
+    text_report.drop(state, "text_local_projection.", "starts as a copy of the global head")
+    report.used |= text_report.used
+    report.unused |= text_report.unused
+    return state
+
+
+def local_text_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The local text head as a copy of the global one, whether that was loaded or is new."""
+    head = {name: value for name, value in state.items() if name.startswith("text_projection.")}
+    return {name.replace("text_", "text_local_"): value.clone() for name, value in head.items()}
 
 
 def read_own_mrm(folder: str | Path) -> tuple[dict[str, torch.Tensor], ConversionReport]:
@@ -242,43 +319,54 @@ def config_from(
     use_adapters: bool,
     **settings,
 ) -> AltaConfig:
-    """Sizes read off the weights and off the text encoder's `config.json`; `settings` are further fields."""
+    """Sizes read off the weights and off the text encoder's `config.json`; `settings` are further fields.
+
+    Raises:
+        ValueError: if the weights do not tell their sizes, or if these make no model.
+    """
     shape = {name.replace(".base.", "."): tuple(value.shape) for name, value in state.items()}
+    sizes = vision_sizes(shape, vision_heads) | decoder_sizes(shape, decoder_heads)
+    if use_adapters:
+        adapter = "vision_model.blocks.0.mlp.adapter."
+        width = read_size(shape, (f"{adapter}down.weight", 0), (f"{adapter}down.bias", 0), (f"{adapter}up.weight", 1))
+        sizes["adapter_bottleneck_ratio"] = width / sizes["vision_config"]["hidden_size"]
     try:
-        sizes = vision_sizes(shape, vision_heads) | decoder_sizes(shape, decoder_heads)
-        if use_adapters:
-            width, hidden_size = shape["vision_model.blocks.0.mlp.adapter.down.weight"]
-            sizes["adapter_bottleneck_ratio"] = width / hidden_size
-    except KeyError as error:
-        raise ValueError(
-            f"The checkpoint must hold {error.args[0]!r} to tell its sizes, but it is missing."
-        ) from error
-    return AltaConfig(**(text_sizes(text_encoder) | sizes | {"use_adapters": use_adapters} | settings))
+        return AltaConfig(**(text_sizes(text_encoder) | sizes | {"use_adapters": use_adapters} | settings))
+    except StrictDataclassError as error:
+        raise ValueError(f"The sizes of the checkpoints and the heads make no model: {error}") from error
 
 
 def vision_sizes(shape: dict[str, tuple[int, ...]], num_heads: int | None) -> dict:
-    hidden_size = shape["vision_model.study_tokens.cls_token"][-1]
-    _, num_channels, _, patch_size = shape["vision_model.patch_embed.proj.weight"]
+    patches, mlp = "vision_model.patch_embed.proj.weight", "vision_model.blocks.0.mlp."
+    hidden_size = read_size(
+        shape, ("vision_model.study_tokens.cls_token", 2), ("vision_model.norm.weight", 0), (patches, 0)
+    )
+    patch_size = read_size(shape, (patches, 2), (patches, 3))
+    num_tokens = read_size(shape, ("vision_model.pos_embed", 1), ("image_decoder.pos_embed", 1))
+    mlp_size = read_size(shape, (f"{mlp}fc1.weight", 0), (f"{mlp}fc1.bias", 0), (f"{mlp}fc2.weight", 1))
     vision_config = {
-        "image_size": round((shape["vision_model.pos_embed"][1] - 1) ** 0.5) * patch_size,
+        "image_size": round((num_tokens - 1) ** 0.5) * patch_size,
         "patch_size": patch_size,
-        "num_channels": num_channels,
+        "num_channels": read_size(shape, (patches, 1)),
         "hidden_size": hidden_size,
         "num_hidden_layers": count_layers(shape, "vision_model.blocks"),
         "num_attention_heads": num_heads or max(1, hidden_size // 64),
-        "mlp_ratio": shape["vision_model.blocks.0.mlp.fc1.weight"][0] / hidden_size,
-        "qkv_bias": "vision_model.blocks.0.attn.qkv.bias" in shape,
+        "mlp_ratio": mlp_size / hidden_size,
+        "qkv_bias": any(re.fullmatch(r"vision_model\.blocks\.\d+\.attn\.qkv\.bias", name) for name in shape),
     }
     return {"vision_config": vision_config}
 
 
 def decoder_sizes(shape: dict[str, tuple[int, ...]], num_heads: int) -> dict:
-    num_channels = shape["vision_model.patch_embed.proj.weight"][1]
+    num_pixels = read_size(shape, ("image_decoder.predict.weight", 0), ("image_decoder.predict.bias", 0))
+    num_channels = read_size(shape, ("vision_model.patch_embed.proj.weight", 1))
     return {
-        "decoder_hidden_size": shape["image_decoder.embed.weight"][0],
+        "decoder_hidden_size": read_size(
+            shape, ("image_decoder.embed.weight", 0), ("image_decoder.embed.bias", 0), ("image_decoder.norm.weight", 0)
+        ),
         "decoder_num_hidden_layers": count_layers(shape, "image_decoder.blocks"),
         "decoder_num_attention_heads": num_heads,
-        "decoder_patch_size": round((shape["image_decoder.predict.weight"][0] / num_channels) ** 0.5),
+        "decoder_patch_size": round((num_pixels / num_channels) ** 0.5),
     }
 
 
@@ -291,11 +379,38 @@ def text_sizes(text_encoder: str | Path) -> dict:
     text = json.loads((Path(text_encoder) / "config.json").read_text())
     known = BertConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version", "dtype"}
     text_config = BertConfig(**{name: value for name, value in text.items() if name in known})
-    return {"text_config": text_config, "projection_dim": text.get("projection_size", 128)}
+    return {
+        "text_config": text_config,
+        "projection_dim": text.get("projection_size", 128),
+        "max_report_length": min(AltaConfig.max_report_length, text_config.max_position_embeddings),
+    }
+
+
+def read_size(shape: dict[str, tuple[int, ...]], *places: tuple[str, int]) -> int:
+    """The size that most axes of these weights agree on: a misshapen one among them is then named by `load_weights`.
+
+    Raises:
+        ValueError: if a weight is missing, or if there is no majority.
+    """
+    missing = [describe(name) for name, _ in places if name not in shape]
+    if missing:
+        raise ValueError(f"The checkpoint does not fit: {'; '.join(missing)} is missing.")
+    sizes = [shape[name][axis] for name, axis in places if len(shape[name]) > axis]
+    size = max(sizes, key=sizes.count, default=0)
+    if 2 * sizes.count(size) <= len(places):
+        given = "; ".join(f"{describe(name)} has shape {shape[name]}" for name in dict(places))
+        raise ValueError(f"The checkpoint does not fit, its keys must agree in size: {given}.")
+    return size
 
 
 def count_layers(names, prefix: str) -> int:
     return len({name.split(".")[2] for name in names if name.startswith(f"{prefix}.")})
+
+
+def describe(name: str) -> str:
+    """A name of ours with that of the checkpoint beside it."""
+    key = published_key(name)
+    return name if key is None else f"{key} ({name} here)"
 
 
 def load_weights(
@@ -308,30 +423,41 @@ def load_weights(
     """Load a state dict whose every difference to the model is an error or in the report.
 
     Args:
-        may_be_fresh (`tuple[str, ...]`): parts of names that may keep their initial value, a module all or nothing.
+        may_be_fresh (`tuple[str, ...]`): starts of names that may keep their initial value, all or none of a start.
 
     Raises:
         ValueError: naming the keys that are missing, unexpected or of another shape.
     """
     expected = model.state_dict()
     wrong = [
-        f"{name} must have shape {tuple(expected[name].shape)}, got {tuple(value.shape)}"
+        f"{describe(name)} must have shape {tuple(expected[name].shape)}, got {tuple(value.shape)}"
         for name, value in state.items()
         if name in expected and value.shape != expected[name].shape
     ]
-    wrong += [f"{name} has no place in the model" for name in state if name not in expected]
+    wrong += [f"{describe(name)} has no place in the model" for name in state if name not in expected]
+    absent = tuple(start for start in may_be_fresh if not any(name.startswith(start) for name in state))
     missing = [name for name in expected if name not in state]
-    modules_given = {name.rpartition(".")[0] for name in state}
-    for name in missing:
-        is_whole_module = name.rpartition(".")[0] not in modules_given or name.endswith(("_embedding", "_token"))
-        if is_whole_module and any(part in name for part in may_be_fresh):
-            report.fresh.append(name)
-        else:
-            wrong.append(f"{name} is missing")
+    wrong += [f"{describe(name)} is missing" for name in missing if not name.startswith(absent)]
     if wrong:
         raise ValueError(f"{source} does not fit: " + "; ".join(wrong) + ".")
+    report.fresh += missing
     model.load_state_dict(state, strict=False)
     return model
+
+
+def read_tokenizer(folder: str | Path, vocab_size: int) -> BertTokenizerFast:
+    """The tokenizer of a text encoder.
+
+    Raises:
+        FileNotFoundError: if the folder has no vocabulary, without which transformers makes up an empty one.
+        ValueError: if the vocabulary is larger than the word embeddings.
+    """
+    if not any((Path(folder) / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
+        raise FileNotFoundError(f"The text encoder must hold vocab.txt or tokenizer.json, got none in {folder}.")
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    if len(tokenizer) > vocab_size:
+        raise ValueError(f"The vocabulary of {folder} must have at most {vocab_size} tokens, got {len(tokenizer)}.")
+    return tokenizer
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -351,7 +477,7 @@ def main(arguments: list[str] | None = None) -> None:
     convert = convert_alta if args.alta else convert_mrm
     try:
         model, report = convert(args.alta or args.mrm, args.text_encoder, args.vision_heads, args.decoder_heads)
-        tokenizer = BertTokenizerFast.from_pretrained(args.text_encoder)
+        tokenizer = read_tokenizer(args.text_encoder, model.config.text_config.vocab_size)
         export_full(model, build_processor(model.config, tokenizer), args.output)
     except (OSError, ValueError) as error:
         parser.error(str(error))
@@ -362,4 +488,12 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["ConversionReport", "convert_alta", "convert_mrm", "load_mae", "read_checkpoint", "rename_key"]
+__all__ = [
+    "ConversionReport",
+    "convert_alta",
+    "convert_mrm",
+    "load_mae",
+    "read_checkpoint",
+    "read_tokenizer",
+    "rename_key",
+]

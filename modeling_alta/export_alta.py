@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .configuration_alta import AltaConfig
 from .image_processing_alta import AltaImageProcessor
-from .modeling_alta import AltaForPreTraining
+from .modeling_alta import AltaForPreTraining, AltaModel
 from .processing_alta import AltaProcessor
 
 
@@ -24,6 +24,7 @@ SHIPPED_FILES = (
     "image_processing_alta.py",
     "losses_alta.py",
     "modeling_alta.py",
+    "pipeline_alta.py",
     "processing_alta.py",
     "radiograph_alta.py",
     "text_alta.py",
@@ -35,6 +36,13 @@ MODEL_AUTO_MAP = {
     "AutoModel": "modeling_alta.AltaModel",
     "AutoModelForPreTraining": "modeling_alta.AltaForPreTraining",
     "AutoModelForZeroShotImageClassification": "modeling_alta.AltaModel",
+}
+CUSTOM_PIPELINES = {
+    "alta-study": {
+        "impl": "pipeline_alta.AltaStudyPipeline",
+        "pt": ["AutoModelForZeroShotImageClassification"],
+        "type": "multimodal",
+    }
 }
 PLAIN_CARD = """---
 library_name: transformers
@@ -62,16 +70,18 @@ def export_full(model: PreTrainedModel, processor: AltaProcessor, output: str | 
         card (`str`, *optional*): text of its README.md.
 
     Raises:
-        ValueError: if PEFT adapters are still attached.
+        ValueError: if PEFT adapters are still attached, or if `output` holds an adapter repository.
     """
     if getattr(model, "peft_config", None):
         raise ValueError(
             f"`model` must carry no PEFT adapters to become a full repository, got {sorted(model.peft_config)}: "
             "call `merge_and_unload` first."
         )
-    model.config.auto_map = dict(MODEL_AUTO_MAP)
+    output = Path(output)
+    _check_free_of(output, "adapter_config.json")
     model.save_pretrained(output)
-    return _complete(Path(output), processor, card)
+    _add_to_json(output / "config.json", auto_map=MODEL_AUTO_MAP, custom_pipelines=CUSTOM_PIPELINES)
+    return _complete(output, processor, card)
 
 
 def export_adapter(
@@ -85,12 +95,15 @@ def export_adapter(
         output (`str` or `Path`): folder to write.
         base (`str`): Hub id or folder of the base that the adapter was trained over.
         card (`str`, *optional*): text of its README.md.
+
+    Raises:
+        ValueError: if `output` holds a full repository.
     """
     output = Path(output)
+    _check_free_of(output, "config.json")
     model.peft_config[adapter_name].base_model_name_or_path = str(base)
     model.save_pretrained(output, selected_adapters=[adapter_name])
-    # The file would make `from_pretrained` take the repository for a full model.
-    (output / "config.json").unlink(missing_ok=True)
+    _move_up(output / adapter_name)
     return _complete(output, processor, card)
 
 
@@ -103,24 +116,42 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
 
 def _complete(output: Path, processor: AltaProcessor, card: str | None) -> Path:
     processor.save_pretrained(output)
-    _write_auto_map(output / "processor_config.json")
+    path = output / "processor_config.json"
+    image_processor = json.loads(path.read_text())["image_processor"]
+    image_processor["auto_map"] = {"AutoImageProcessor": "image_processing_alta.AltaImageProcessor"}
+    auto_map = {"AutoProcessor": "processing_alta.AltaProcessor"}
+    _add_to_json(path, auto_map=auto_map, image_processor=image_processor)
     for name in SHIPPED_FILES:
         shutil.copyfile(Path(__file__).parent / name, output / name)
     (output / "README.md").write_text(card or PLAIN_CARD)
     return output
 
 
-def _write_auto_map(path: Path) -> None:
-    content = json.loads(path.read_text())
-    content["auto_map"] = {"AutoProcessor": "processing_alta.AltaProcessor"}
-    content["image_processor"]["auto_map"] = {"AutoImageProcessor": "image_processing_alta.AltaImageProcessor"}
+def _add_to_json(path: Path, **values) -> None:
+    content = json.loads(path.read_text()) | values
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _check_free_of(output: Path, name: str) -> None:
+    """Only one of the two configs tells `from_pretrained` which kind of repository it sees."""
+    if (output / name).exists():
+        raise ValueError(f"`output` must not hold a repository of the other kind, got {name} in {output}.")
+
+
+def _move_up(folder: Path) -> None:
+    """PEFT writes every adapter but `default` into a folder of its name, where nothing would find it."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            path.replace(folder.parent / path.name)
+        folder.rmdir()
 
 
 def load_for_export(model: str, adapter: str | None):
     """A full model from its folder, or from a base and an adapter over it, and its processor."""
     processor = AltaProcessor.from_pretrained(adapter or model)
-    loaded = AltaForPreTraining.from_pretrained(model)
+    # A model without the parts of its training must not get new ones.
+    has_decoder = "AltaForPreTraining" in (AltaConfig.from_pretrained(model).architectures or [])
+    loaded = (AltaForPreTraining if has_decoder else AltaModel).from_pretrained(model)
     if adapter is None:
         return loaded, processor
     from peft import PeftModel
@@ -145,6 +176,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.kind == "adapter" and args.adapter is None:
         parser.error("argument --kind: `adapter` needs --adapter, got none")
+    try:
+        export(args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def export(args: argparse.Namespace) -> None:
     model, processor = load_for_export(args.model, args.adapter)
     card = args.card.read_text() if args.card else None
     if args.kind == "adapter":

@@ -1,9 +1,10 @@
-"""Vocabulary and masked-language pretraining of a small BERT, for reports that no public text encoder covers.
+"""Vocabulary and pretraining of a small BERT, for reports that no public text encoder covers.
 
     python -m processing.text_encoder --records DIR --output DIR
 
-Both are learnt from the reports of the train split alone. The output folder holds the tokenizer and the
-`BertForMaskedLM`, and is what the conversion of a vision checkpoint takes as its text encoder.
+Both are learnt from the reports of the train split alone, as CXR-BERT's are: masked tokens teach the words, and
+telling a report's two masked, shuffled forms from those of other reports teaches the class token. The output folder
+holds the tokenizer and the weights in CXR-BERT's layout: what the conversion of a vision checkpoint takes.
 """
 
 import argparse
@@ -17,12 +18,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, get_linear_schedule_with_warmup, set_seed
 
+from modeling_alta.configuration_alta import AltaConfig
+from modeling_alta.losses_alta import global_contrastive_loss
+from modeling_alta.modeling_alta import AltaProjectionHead
+from processing.report_masking import shuffle_sentences
 from processing.study_records import load_study_records
 from processing.training_batch import encode_reports
 
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MASK_RATIO = 0.15
+CONTRAST_SCALE = 10.0  # of the cosines between forms of reports
 
 
 def train_tokenizer(reports: list[str], vocab_size: int = 2000, max_length: int = 128) -> BertTokenizer:
@@ -57,31 +63,53 @@ def train_tokenizer(reports: list[str], vocab_size: int = 2000, max_length: int 
     )
 
 
+class ReportEncoder(BertForMaskedLM):
+    """A masked-language BERT with CXR-BERT's projection of the class token."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        self.cls_projection_head = AltaProjectionHead(
+            config.hidden_size, AltaConfig(projection_dim=config.projection_size)
+        )
+        self.post_init()
+
+    def forward(self, masked_input_ids, attention_mask, labels) -> torch.Tensor:
+        """The loss of a batch whose second half holds other forms of the reports of its first half, in their order."""
+        hidden_states = self.bert(masked_input_ids, attention_mask=attention_mask).last_hidden_state
+        is_masked = labels != -100
+        token_loss = torch.nn.functional.cross_entropy(self.cls(hidden_states[is_masked]), labels[is_masked])
+        embeds = torch.nn.functional.normalize(self.cls_projection_head(hidden_states[:, 0]), dim=-1)
+        first, second = embeds.chunk(2)
+        return token_loss + global_contrastive_loss(first, second, torch.tensor(CONTRAST_SCALE))
+
+
 def pretrain_text_encoder(
     reports: list[str],
     tokenizer: BertTokenizer,
     hidden_size: int = 64,
     num_hidden_layers: int = 2,
     num_attention_heads: int = 4,
+    projection_size: int = 128,
     epochs: int = 20,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
     seed: int = 0,
-) -> tuple[BertForMaskedLM, list[float]]:
-    """Pretrain a BERT from random weights to fill in 15 % of the tokens of each report.
+) -> tuple[ReportEncoder, list[float]]:
+    """Pretrain a BERT from random weights to fill in 15 % of the tokens of each report, and to know a report again.
 
     Args:
         reports (`list[str]`): texts to learn from.
         tokenizer (`BertTokenizer`): the vocabulary; its `model_max_length` is the number of positions.
         hidden_size, num_hidden_layers, num_attention_heads (`int`): sizes of the encoder; the MLP is 4 times as wide.
+        projection_size (`int`): size of the projected class token.
         epochs, batch_size (`int`), learning_rate (`float`): AdamW, warm-up over a tenth of the steps, linear decay.
         seed (`int`, defaults to 0): decides the initial weights, the order and the masks.
 
     Returns:
-        `tuple[BertForMaskedLM, list[float]]`: the model in eval mode, and its loss at every step.
+        `tuple[ReportEncoder, list[float]]`: the model in eval mode, and its loss at every step.
     """
     set_seed(seed)
-    model = _build_model(tokenizer, hidden_size, num_hidden_layers, num_attention_heads).train()
+    model = _build_model(tokenizer, hidden_size, num_hidden_layers, num_attention_heads, projection_size).train()
     loader = _build_loader(reports, tokenizer, batch_size, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     num_steps = epochs * len(loader)
@@ -106,6 +134,7 @@ def main(args: argparse.Namespace) -> None:
         args.hidden_size,
         args.num_hidden_layers,
         args.num_attention_heads,
+        args.projection_size,
         args.epochs,
         args.batch_size,
         args.learning_rate,
@@ -115,7 +144,7 @@ def main(args: argparse.Namespace) -> None:
     model.save_pretrained(args.output)
     tenth = max(1, len(losses) // 10)
     print(
-        f"Masked-token loss {fmean(losses[:tenth]):.3f} over the first tenth of {len(losses)} steps, "
+        f"Loss {fmean(losses[:tenth]):.3f} over the first tenth of {len(losses)} steps, "
         f"{fmean(losses[-tenth:]):.3f} over the last; {len(reports)} reports, {len(tokenizer)} tokens: {args.output}"
     )
 
@@ -131,6 +160,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "hidden-size": 64,
         "num-hidden-layers": 2,
         "num-attention-heads": 4,
+        "projection-size": 128,
         "epochs": 20,
         "batch-size": 16,
         "learning-rate": 1e-3,
@@ -157,7 +187,9 @@ def _count_words(reports: list[str], trainer: BertWordPieceTokenizer, max_letter
     return Counter({word: count for word, count in words.items() if alphabet.issuperset(word)}), alphabet
 
 
-def _build_model(tokenizer: BertTokenizer, hidden_size: int, num_layers: int, num_heads: int) -> BertForMaskedLM:
+def _build_model(
+    tokenizer: BertTokenizer, hidden_size: int, num_layers: int, num_heads: int, projection_size: int
+) -> ReportEncoder:
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -166,27 +198,27 @@ def _build_model(tokenizer: BertTokenizer, hidden_size: int, num_layers: int, nu
         intermediate_size=4 * hidden_size,
         max_position_embeddings=tokenizer.model_max_length,
         pad_token_id=tokenizer.pad_token_id,
+        projection_size=projection_size,
     )
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return BertForMaskedLM(config).to(device)
+    return ReportEncoder(config).to(device)
 
 
 def _build_loader(reports: list[str], tokenizer: BertTokenizer, batch_size: int, seed: int) -> DataLoader:
     generator = torch.Generator().manual_seed(seed)
 
     def collate(batch: list[str]) -> dict[str, torch.Tensor]:
-        seeds = torch.randint(2**62, (len(batch),), generator=generator).tolist()
-        samples = [{"report": report, "mask_seed": seed} for report, seed in zip(batch, seeds, strict=True)]
+        forms = [shuffle_sentences(report, generator) for report in batch * 2]
+        seeds = torch.randint(2**62, (len(forms),), generator=generator).tolist()
+        samples = [{"report": report, "mask_seed": seed} for report, seed in zip(forms, seeds, strict=True)]
         return encode_reports(tokenizer, samples, tokenizer.model_max_length, MASK_RATIO)
 
     return DataLoader(reports, batch_size=batch_size, shuffle=True, generator=generator, collate_fn=collate)
 
 
-def _train_step(model: BertForMaskedLM, batch: dict[str, torch.Tensor], optimizer, scheduler) -> float:
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    is_masked = batch["labels"] != -100
-    hidden_states = model.bert(batch["masked_input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-    loss = torch.nn.functional.cross_entropy(model.cls(hidden_states[is_masked]), batch["labels"][is_masked])
+def _train_step(model: ReportEncoder, batch: dict[str, torch.Tensor], optimizer, scheduler) -> float:
+    batch = {name: batch[name].to(model.device) for name in ("masked_input_ids", "attention_mask", "labels")}
+    loss = model(**batch)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -195,7 +227,7 @@ def _train_step(model: BertForMaskedLM, batch: dict[str, torch.Tensor], optimize
     return loss.item()
 
 
-__all__ = ["MASK_RATIO", "SPECIAL_TOKENS", "parse_args", "pretrain_text_encoder", "train_tokenizer"]
+__all__ = ["MASK_RATIO", "SPECIAL_TOKENS", "ReportEncoder", "parse_args", "pretrain_text_encoder", "train_tokenizer"]
 
 
 if __name__ == "__main__":

@@ -99,6 +99,8 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
     if args.log_with == "tensorboard" and not importlib.util.find_spec("tensorboard"):
         raise ImportError("`log_with: tensorboard` needs the package tensorboard: pip install tensorboard")
     accelerator = Accelerator(
+        # Without it, two processes on a machine without an accelerator would train apart, each as if alone.
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),

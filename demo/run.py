@@ -44,7 +44,7 @@ def steps(quick: bool) -> list[tuple[str, tuple[str, ...]]]:
         (
             "A small text encoder from the notes",
             (*PYTHON, "processing.text_encoder", "--records", records, "--output", text_encoder)
-            + ("--epochs", "2" if quick else "160", "--batch-size", "25", "--learning-rate", "3e-3")
+            + ("--epochs", "2" if quick else "220", "--batch-size", "25", "--learning-rate", "3e-3")
             + ("--vocab-size", "800", "--projection-size", "32"),
         ),
         ("Masked record modelling", (*LAUNCH, "train_accelerate.py", "--config", "recipes/demo_mrm.yaml", *epochs)),
@@ -70,9 +70,11 @@ def main() -> None:
     todo = steps(args.quick)
     for number, (title, command) in enumerate(todo, 1):
         print(f"\n[{number}/{len(todo)}] {title}\n    {shown(command)}", flush=True)
+        step_start = time.monotonic()
         result = subprocess.run(command, env=environment)
         if result.returncode:
             sys.exit(f"`{title}` failed with exit status {result.returncode}; its message stands above.")
+        print(f"    {time.monotonic() - step_start:.0f} s", flush=True)
     print(f"\nDone in {time.monotonic() - start:.0f} s. Open demo/report.html.")
 
 

@@ -3,14 +3,17 @@
 import os
 from pathlib import Path
 
-import pytest
-import torch
 
-from modeling_alta import AltaConfig, AltaForPreTraining, AltaModel
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+import pytest  # noqa: E402  (the environment must be set before torch and datasets are imported)
+import torch  # noqa: E402
+
+from modeling_alta import AltaConfig, AltaForPreTraining, AltaModel  # noqa: E402
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tiny models gain nothing from threads, and wait for each other where the machine is shared.
+torch.set_num_threads(1)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parent.parent

@@ -1,0 +1,66 @@
+import pytest
+from conftest import ROOT
+
+from recipes.recipe import TrainArguments, build_arguments, read_recipe
+
+
+START = {"stage": "alta", "records": "records", "output_dir": "run", "base": "base"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_valid(path):
+    assert isinstance(read_recipe(path), TrainArguments)
+
+
+def test_published_recipe_is_the_default():
+    published, defaults = read_recipe(ROOT / "recipes" / "alta_mimic.yaml"), build_arguments(START)
+    names = ("batch_size", "num_epochs", "schedule_epochs", "warmup_epochs", "base_learning_rate", "weight_decay")
+    assert [getattr(published, name) for name in names] == [getattr(defaults, name) for name in names]
+    assert (published.batch_size, published.num_epochs, published.betas) == (24, 30, [0.9, 0.95])
+
+
+def test_overrides_reach_into_mappings_and_are_read_as_yaml(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("stage: alta\nrecords: r\noutput_dir: o\nbase: b\npeft: {peft_type: ALTA_ADAPTER}\n")
+    args = read_recipe(
+        path, ["peft.bottleneck_ratio=0.5", "base_learning_rate=1e-3", "log_with=null", "warmup_epochs=1"]
+    )
+    assert args.peft == {"peft_type": "ALTA_ADAPTER", "bottleneck_ratio": 0.5}
+    assert (args.base_learning_rate, args.log_with, args.warmup_epochs) == (0.001, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 1}, r"got \['learning_rate'\]"),
+        ({"records": None}, r"got none for \['records'\]"),
+        ({"batch_size": "many"}, "`batch_size` must be of type int, got 'many'"),
+        ({"batch_size": True}, "`batch_size` must be of type int, got True"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"weight_decay": "heavy"}, "`weight_decay` must be a number, got 'heavy'"),
+        ({"stage": "clip"}, r"`stage` must be one of \['mrm', 'alta'\], got 'clip'"),
+        ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of"),
+        ({"schedule_epochs": 10}, "`schedule_epochs` must be at least `num_epochs` 30, got 10"),
+        ({"model": {"hidden": 3}}, r"`model` must hold fields of AltaConfig, got \['hidden'\]"),
+        ({"mrm": "MRM.pth"}, "`text_encoder` must be the folder"),
+        ({"base": None}, "`mrm` or `base` must start the stage alta, got mrm=None and base=None"),
+    ],
+)
+def test_a_bad_setting_is_an_error_that_names_it(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_arguments(START | settings)
+
+
+@pytest.mark.parametrize("content", ["- a list", "a: [", "just text"])
+def test_a_file_that_is_no_recipe_is_an_error_with_its_path(tmp_path, content):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"must be a recipe.*recipe\.yaml"):
+        read_recipe(path)
+
+
+def test_an_override_without_a_value_is_an_error(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("stage: alta")
+    with pytest.raises(ValueError, match="must have the form name=value, got 'seed'"):
+        read_recipe(path, ["seed"])

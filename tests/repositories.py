@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import BertTokenizer
 
-from modeling_alta import VIEW_NAMES, AltaAdapterConfig, AltaForPreTraining, AltaProcessor
+from modeling_alta import VIEW_NAMES, AltaAdapterConfig, AltaForPreTraining, AltaModel, AltaProcessor
 from modeling_alta.export_alta import build_processor
 
 
@@ -45,6 +45,13 @@ def make_adapter() -> PeftModel:
     return randomise(get_peft_model(make_base(), AltaAdapterConfig())).eval()
 
 
+def plain(model: AltaForPreTraining) -> AltaModel:
+    """The same weights in a model without the parts of the training."""
+    plain_model = AltaModel(model.config).eval()
+    plain_model.load_state_dict({name: model.state_dict()[name] for name in plain_model.state_dict()})
+    return plain_model
+
+
 def write_study(folder: Path) -> dict[str, str]:
     """Paths of four small radiographs, by view."""
     pixels = np.random.default_rng(0).integers(0, 256, (4, 50, 40), dtype=np.uint8)
@@ -62,7 +69,7 @@ def write_inputs(folder: Path) -> None:
     (folder / "inputs.json").write_text(json.dumps(inputs))
 
 
-def rank(model: AltaForPreTraining, processor: AltaProcessor, images, template: str = TEMPLATE) -> list[dict]:
+def rank(model: AltaModel, processor: AltaProcessor, images, template: str = TEMPLATE) -> list[dict]:
     """The answer of a zero-shot pipeline, worked out from the model's logits."""
     texts = [template.format(label) for label in LABELS]
     with torch.no_grad():

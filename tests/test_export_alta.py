@@ -11,7 +11,7 @@ from conftest import ROOT, make_batch
 from hub_server import hub_environment, running_hub
 from load_repositories import embed
 from peft import PeftModel, get_peft_model
-from repositories import make_adapter, make_base, make_full, make_processor, rank, run_script, write_inputs
+from repositories import make_adapter, make_base, make_full, make_processor, plain, rank, run_script, write_inputs
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import (
@@ -51,6 +51,13 @@ class Repositories:
         export_full(self.base, self.processor, folder / "base")
         export_adapter(self.adapter, self.processor, folder / "adapter", base=folder / "base")
         self.inputs = json.loads((folder / "inputs.json").read_text())
+        merged = make_adapter().merge_and_unload()
+        models = {"full": self.full, "base": self.base, "adapter": merged}
+        self.plain = {kind: plain(model) for kind, model in models.items()}
+
+    def expected(self, kind: str) -> dict:
+        """Embeddings and logits worked out without any repository."""
+        return embeds(self.plain[kind], self.batch)
 
     def load_elsewhere(self, environment, *arguments) -> dict:
         """The answers of a process that has no package of ours."""
@@ -92,9 +99,9 @@ def answers(request) -> dict:
     return request.getfixturevalue(f"{request.param}_answers")
 
 
-def expected_embeds(model, batch) -> dict:
+def embeds(model, batch) -> dict:
     with torch.no_grad():
-        return embed(getattr(model, "base_model", model), batch)
+        return embed(model, batch)
 
 
 def assert_answers(given: dict, expected: dict) -> None:
@@ -118,7 +125,7 @@ def test_saved_code_loads_without_the_package(answers):
 
 
 def test_full_repository_gives_the_outputs_of_the_model_without_the_package(repos, answers):
-    expected = expected_embeds(repos.full, repos.batch)
+    expected = repos.expected("full")
     assert_answers(answers["full"], expected)
     assert_answers(answers["full"]["zero_shot"], expected)
     with torch.no_grad():
@@ -134,14 +141,14 @@ def test_processors_give_the_same_inputs_without_the_package(repos, answers):
 
 
 def test_pipelines_give_the_scores_of_the_model_without_the_package(repos, answers):
-    model = AltaModel.from_pretrained(repos.folder / "full")
+    model = repos.plain["full"]
     study = repos.inputs["study"]
     assert_ranking(answers["full"]["stock_pipeline"], rank(model, repos.processor, study["current_frontal"]))
     assert_ranking(answers["full"]["study_pipeline"], rank(model, repos.processor, study))
 
 
 def test_adapter_repository_loads_over_its_base_without_the_package(repos, answers):
-    expected = expected_embeds(adapted(), repos.batch)
+    expected = repos.expected("adapter")
     assert_answers(answers["adapter"], expected)
     assert_answers(answers["adapter"]["over_base"], expected)
     assert answers["adapter"]["origins"] == {
@@ -150,27 +157,15 @@ def test_adapter_repository_loads_over_its_base_without_the_package(repos, answe
     }
 
 
-def adapted() -> AltaModel:
-    """The adapted model, worked out without any repository: a plain model of the merged weights."""
-    merged = make_adapter().merge_and_unload()
-    model = AltaModel(merged.config).eval()
-    model.load_state_dict({name: merged.state_dict()[name] for name in model.state_dict()})
-    return model
-
-
-def test_command_pushes_and_names_what_it_pushed(hub_answers):
-    pushed = [line for line in hub_answers["pushed"] if line.startswith(("wrote", "pushed", "http"))]
-    assert [line.split("/commit")[0].rpartition("tester/")[2] for line in pushed if "/commit" in line] == [
-        "alta",
-        "alta-base",
-        "alta-adapter",
-    ]
+def test_command_and_function_push_and_name_what_they_pushed(hub_answers):
+    pushed = re.findall(r"/tester/([\w-]+)/commit/", "\n".join(hub_answers["pushed"]))
+    assert pushed == ["alta", "alta-base", "alta-adapter"]
 
 
 def test_full_repository_loads_where_peft_cannot_be_imported(repos, tmp_path):
     answers = repos.load_elsewhere(offline(tmp_path), "modeling_alta,peft", repos.folder / "full")
     assert answers["importable"] == []
-    assert_answers(answers["full"], expected_embeds(repos.full, repos.batch))
+    assert_answers(answers["full"], repos.expected("full"))
 
 
 def test_full_repository_loads_with_the_package_and_no_remote_code(repos):
@@ -180,23 +175,23 @@ def test_full_repository_loads_with_the_package_and_no_remote_code(repos):
     for expected_class, auto_class in loaded.items():
         assert type(auto_class.from_pretrained(full, **LOCAL)) is expected_class
     model = AutoModelForZeroShotImageClassification.from_pretrained(full, **LOCAL)
-    assert_answers(expected_embeds(model, repos.batch), expected_embeds(repos.full, repos.batch))
+    assert_answers(embeds(model, repos.batch), repos.expected("full"))
 
 
 def test_stock_pipeline_runs_with_the_package_and_no_remote_code(repos):
     full, frontal = repos.folder / "full", repos.inputs["study"]["current_frontal"]
     classify = pipeline("zero-shot-image-classification", model=str(full), **LOCAL)
     given = classify(frontal, candidate_labels=repos.inputs["labels"], hypothesis_template=repos.inputs["template"])
-    assert_ranking(given, rank(AltaModel.from_pretrained(full), repos.processor, frontal))
+    assert_ranking(given, rank(repos.plain["full"], repos.processor, frontal))
 
 
 def test_adapter_repository_loads_with_the_package_and_no_remote_code(repos):
-    expected = expected_embeds(adapted(), repos.batch)
+    expected = repos.expected("adapter")
     model = AutoModel.from_pretrained(repos.folder / "adapter", **LOCAL)
     assert type(model) is AltaModel
-    assert_answers(expected_embeds(model, repos.batch), expected)
+    assert_answers(embeds(model, repos.batch), expected)
     base = AutoModel.from_pretrained(repos.folder / "base", **LOCAL)
-    assert_answers(expected_embeds(PeftModel.from_pretrained(base, repos.folder / "adapter"), repos.batch), expected)
+    assert_answers(embeds(PeftModel.from_pretrained(base, repos.folder / "adapter"), repos.batch), expected)
 
 
 def test_repositories_hold_weights_code_processor_tokenizer_and_card(repos):
@@ -237,13 +232,9 @@ def test_adapter_of_another_name_lies_at_the_top_of_its_repository(repos, tmp_pa
     weights = load_file(tmp_path / "adapter_model.safetensors")
     assert all((value == 0).all() for name, value in weights.items() if name.endswith("alta_adapter_up.weight"))
     assert_answers(
-        expected_embeds(AutoModel.from_pretrained(tmp_path, **LOCAL), repos.batch),
-        expected_embeds(plain_base(repos), repos.batch),
+        embeds(AutoModel.from_pretrained(tmp_path, **LOCAL), repos.batch),
+        repos.expected("base"),
     )
-
-
-def plain_base(repos) -> AltaModel:
-    return AltaModel.from_pretrained(repos.folder / "base")
 
 
 def test_full_repository_of_a_model_with_peft_adapters_is_an_error(repos, tmp_path):
@@ -269,27 +260,22 @@ def test_command_merges_an_adapter_into_a_full_repository(repos, tmp_path, capsy
     assert capsys.readouterr().out == f"wrote {tmp_path / 'out'}\n"
     assert (tmp_path / "out" / "README.md").read_text() == "A card"
     model = AutoModel.from_pretrained(tmp_path / "out", **LOCAL)
-    assert_answers(expected_embeds(model, repos.batch), expected_embeds(adapted(), repos.batch))
+    assert_answers(embeds(model, repos.batch), repos.expected("adapter"))
 
 
 def test_command_gives_a_model_without_decoder_no_new_one(repos, tmp_path):
-    export_full(plain_base(repos), repos.processor, tmp_path / "plain")
+    export_full(repos.plain["base"], repos.processor, tmp_path / "plain")
     main(["--model", str(tmp_path / "plain"), "--output", str(tmp_path / "again")])
     names = load_file(tmp_path / "again" / "model.safetensors").keys()
-    assert names == plain_base(repos).state_dict().keys()
+    assert names == repos.plain["base"].state_dict().keys()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--kind", "adapter"], "`adapter` needs --adapter, got none"),
-        (["--card", "no/card.md"], "no/card.md"),
-        (["--adapter", "no/adapter"], "no/adapter"),
-    ],
-)
-def test_command_gives_a_readable_error(repos, tmp_path, capsys, arguments, message):
+@pytest.mark.parametrize("arguments", [["--kind", "adapter"], ["--card", "CARD"], ["--adapter", "ADAPTER"]])
+def test_command_gives_a_readable_error(repos, tmp_path, capsys, arguments):
+    arguments = [str(tmp_path / part) if part.isupper() else part for part in arguments]
     with pytest.raises(SystemExit) as exit_:
         main(["--model", str(repos.folder / "full"), "--output", str(tmp_path / "out"), *arguments])
+    message = "`adapter` needs --adapter, got none" if "--kind" in arguments else arguments[-1]
     assert exit_.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

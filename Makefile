@@ -8,7 +8,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m demo.run
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

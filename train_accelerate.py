@@ -85,7 +85,7 @@ def build_run(args: TrainArguments) -> Run:
     set_seed(args.seed)
     model, processor = build_mrm(args) if args.stage == "mrm" else build_alta(args, accelerator)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     studies, loader = build_loader(args, model, processor)
     optimizer = build_optimizer(args, model, accelerator.num_processes)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

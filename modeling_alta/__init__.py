@@ -8,11 +8,13 @@ from transformers import (
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_alta import VIEW_NAMES, AltaConfig, AltaVisionConfig
 from .image_processing_alta import AltaImageProcessor
 from .modeling_alta import AltaForPreTraining, AltaForPreTrainingOutput, AltaModel, AltaOutput
 from .modeling_mrm import AltaForMaskedRecordModeling
+from .pipeline_alta import AltaStudyPipeline
 from .processing_alta import AltaProcessor
 from .tuner_alta import AltaAdapterConfig
 from .vision_alta import AltaVisionModel
@@ -24,6 +26,9 @@ AutoModelForPreTraining.register(AltaConfig, AltaForPreTraining)
 AutoModelForZeroShotImageClassification.register(AltaConfig, AltaModel)
 AutoProcessor.register(AltaConfig, AltaProcessor)
 AutoImageProcessor.register(AltaConfig, image_processor_classes={"torchvision": AltaImageProcessor})
+PIPELINE_REGISTRY.register_pipeline(
+    "alta-study", AltaStudyPipeline, pt_model=AutoModelForZeroShotImageClassification, type="multimodal"
+)
 
 __version__ = "0.1.0"
 
@@ -38,6 +43,7 @@ __all__ = [
     "AltaModel",
     "AltaOutput",
     "AltaProcessor",
+    "AltaStudyPipeline",
     "AltaVisionConfig",
     "AltaVisionModel",
 ]

@@ -47,8 +47,10 @@ def global_contrastive_loss(
         text_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): L2-normalised.
         logit_scale (scalar `torch.Tensor`): factor of the cosines, already exponentiated.
     """
-    logits_per_text = logit_scale * text_embeds @ gather_with_gradient(image_embeds).T
-    logits_per_image = logit_scale * image_embeds @ gather_with_gradient(text_embeds).T
+    image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        logits_per_text = logit_scale.float() * text_embeds @ gather_with_gradient(image_embeds).T
+        logits_per_image = logit_scale.float() * image_embeds @ gather_with_gradient(text_embeds).T
     return _symmetric_cross_entropy(logits_per_text, logits_per_image)
 
 

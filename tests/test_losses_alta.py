@@ -89,6 +89,14 @@ def test_global_loss_of_orthogonal_pairs():
     torch.testing.assert_close(loss, torch.log1p(2 * torch.exp(torch.tensor(-2.0))))
 
 
+def test_global_loss_runs_in_float32_under_autocast():
+    generator = torch.Generator().manual_seed(0)
+    images, texts = torch.nn.functional.normalize(torch.randn(2, 8, 16, generator=generator), dim=-1)
+    expected = global_contrastive_loss(images, texts, torch.tensor(50.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert global_contrastive_loss(images, texts, torch.tensor(50.0)) == expected
+
+
 def test_image_loss_counts_masked_patches_only():
     predicted, target = torch.zeros(1, 2, 4), torch.tensor([[[1.0] * 4, [3.0] * 4]])
     mask = torch.tensor([[0.0, 1.0]])

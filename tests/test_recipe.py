@@ -1,6 +1,9 @@
 import pytest
+import torch
 from conftest import ROOT
+from peft import get_peft_config, get_peft_model
 
+from modeling_alta import AltaConfig, AltaForPreTraining
 from recipes.recipe import TrainArguments, build_arguments, read_recipe
 
 
@@ -64,3 +67,12 @@ def test_an_override_without_a_value_is_an_error(tmp_path):
     path.write_text("stage: alta")
     with pytest.raises(ValueError, match="must have the form name=value, got 'seed'"):
         read_recipe(path, ["seed"])
+
+
+@pytest.mark.parametrize(("name", "trained"), [("alta_mimic", 18_333_502), ("alta_lora_mimic", 18_287_422)])
+def test_published_size_trains_what_the_recipe_says(name, trained):
+    # LoRA: rank 48 × 12,288 rows and columns a layer × 24 layers, and the 4,131,646 that train beside the adapters.
+    with torch.device("meta"):
+        base = AltaForPreTraining(AltaConfig(use_adapters=False))
+        model = get_peft_model(base, get_peft_config(dict(read_recipe(ROOT / "recipes" / f"{name}.yaml").peft)))
+    assert model.get_nb_trainable_parameters()[0] == trained

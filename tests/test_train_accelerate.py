@@ -155,6 +155,25 @@ def test_lora_trains_by_recipe_and_merges_into_a_full_model(mrm_run, work):
     torch.testing.assert_close(over_base.eval()(**batch).image_embeds, full.eval()(**batch).image_embeds)
 
 
+@pytest.mark.parametrize("missing_views", ["token", "skip"])
+def test_bfloat16_trains_to_nearly_the_same_losses(mrm_run, work, missing_views):
+    settings = {"model": {"missing_views": missing_views}, "num_epochs": 1}
+    for precision in ("no", "bf16"):
+        train_accelerate.main(arguments(work, "alta", precision, mixed_precision=precision, **settings))
+        AcceleratorState._reset_state(reset_partial_state=True)
+    full, half = read_log(work / "no"), read_log(work / "bf16")
+    assert [row["loss"] for row in half] == pytest.approx([row["loss"] for row in full], rel=0.02)
+    assert half != full
+
+
+def test_gradient_checkpointing_trains_to_the_same_losses(mrm_run, work):
+    for name, on in (("kept", False), ("recomputed", True)):
+        train_accelerate.main(arguments(work, "alta", name, gradient_checkpointing=on, num_epochs=1))
+        AcceleratorState._reset_state(reset_partial_state=True)
+    expected = [row["loss"] for row in read_log(work / "kept")]
+    assert [row["loss"] for row in read_log(work / "recomputed")] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_resumed_run_has_the_losses_of_one_never_stopped(mrm_run, work, accumulation):
     settings = {"gradient_accumulation_steps": accumulation, "batch_size": 5, "checkpoint_every": 2}

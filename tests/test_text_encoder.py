@@ -61,10 +61,11 @@ def test_pretraining_gives_every_report_a_class_token_of_its_own():
     tokenizer = train_tokenizer(REPORTS[:4], vocab_size=150, max_length=32)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model, _ = pretrain_text_encoder(REPORTS[:4], tokenizer, **sizes, epochs=80, learning_rate=1e-2)
-    inputs = tokenizer([report.split(". ")[0] for report in REPORTS[:4]], padding=True, return_tensors="pt")
-    whole = tokenizer(REPORTS[:4], padding=True, return_tensors="pt")
-    parts, reports = (model.cls_projection_head(model.bert(**x).last_hidden_state[:, 0]) for x in (inputs, whole))
-    cosines = torch.nn.functional.normalize(parts, dim=-1) @ torch.nn.functional.normalize(reports, dim=-1).T
+    turned = [" ".join(reversed(report.split(". "))) for report in REPORTS[:4]]
+    inputs = tokenizer(REPORTS[:4] + turned, padding=True, truncation=True, return_tensors="pt")
+    embeds = model.cls_projection_head(model.bert(**inputs).last_hidden_state[:, 0])
+    given, turned = torch.nn.functional.normalize(embeds, dim=-1).chunk(2)
+    cosines = turned @ given.T
     assert cosines.argmax(dim=1).tolist() == [0, 1, 2, 3]
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from processing.report_masking import shuffle_sentences
 from processing.study_records import STUDY_FEATURES
 from processing.text_encoder import main, parse_args, pretrain_text_encoder, train_tokenizer
 
@@ -61,7 +62,8 @@ def test_pretraining_gives_every_report_a_class_token_of_its_own():
     tokenizer = train_tokenizer(REPORTS[:4], vocab_size=150, max_length=64)
     sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     model, _ = pretrain_text_encoder(REPORTS[:4], tokenizer, **sizes, epochs=250, learning_rate=3e-3)
-    turned = [" ".join(reversed(report.split(". "))) for report in REPORTS[:4]]
+    generator = torch.Generator().manual_seed(5)
+    turned = [shuffle_sentences(report, generator) for report in REPORTS[:4]]
     inputs = tokenizer(REPORTS[:4] + turned, padding=True, return_tensors="pt")
     embeds = model.cls_projection_head(model.bert(**inputs).last_hidden_state[:, 0])
     given, turned = torch.nn.functional.normalize(embeds, dim=-1).chunk(2)

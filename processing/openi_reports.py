@@ -7,6 +7,7 @@ it must have no document type, without which XML can neither define entities (ex
 
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 
 from processing.report_sections import SECTIONS
@@ -90,7 +91,7 @@ def _read_sections(root: ElementTree.Element) -> dict[str, str]:
     """A label that comes twice is joined by a blank line; other labels than ours are left out."""
     sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
     for element in root.iter("AbstractText"):
-        text = "".join(element.itertext()).strip()
+        text = unescape("".join(element.itertext())).strip()  # a few are escaped twice
         if text:
             sections.get(element.get("Label", "").lower(), []).append(text)
     return {name: "\n\n".join(texts) for name, texts in sections.items()}

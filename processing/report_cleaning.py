@@ -4,31 +4,35 @@ import re
 
 
 # ___ and [**...**] of MIMIC, XXXX of Open-i; one of them stands for the rest.
-_ANY_MARK = re.compile(r"\[\*\*.*?\*\*\]|_{2,}|(?<![A-Za-z])X{3,}(?=s\b|'s\b|\b)", re.DOTALL)
+_ANY_MARK = re.compile(r"\[\*\*.*?\*\*\]|_{2,}|(?<![A-Za-z])(?:XX?/)*X{3,}(?=(?:s|[AaPp][Mm])?\b)", re.DOTALL)
 _MARK = "\ue000"
 _X_RAY = re.compile(r"\b([Xx])-X{3,}")  # Open-i hides "ray" as if it were a name
 
 _ITEM = re.compile(
     r"(?P<before>\A[ \t]*|\n[ \t]*|(?<=[.!?:;])(?<!\bNo\.)(?<!\bDr\.)(?<!\bvs\.)[ \t]+)"
-    r"(?:(?P<bullet>[-*•–·▪])|[(#]?(?P<number>\d{1,2})[.)]{1,2})(?:[ \t]+|(?=[A-Z]))(?!\n)"
+    r"(?:(?P<bullet>[-*•–·▪])|[(#]?(?P<number>\d{1,2})[.)][.,)]?)(?:[ \t]+|(?=[A-Z]))(?!\n)"
 )
-_PREPOSITION = "about|after|at|before|by|dated|from|in|into|of|on|since|than|through|to|until|via|with"
+_PREPOSITION = (
+    "about|above|after|along|and|as|at|before|below|between|by|dated|for|from|in|into|near|of|on|or|over|since|than|"
+    "through|to|under|until|via|with|within"
+)
+_CLAUSE = "a|an|are|but|has|have|is|no|that|the|there|this|was|were|which"
+_END = r"(?:[.,;:!?)\]]|\Z)"
+_STRANDED = rf"(?=\s*(?:{_END}|(?:{_PREPOSITION}|{_CLAUSE})\b))"
+_COMPARED = r"(?:as\s+)?compared\s+(?:to|with)"
 _TITLE = "dr|drs|doctor|mr|mrs|ms|prof|professor"
 _REPAIRS = [
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
         # Several marks in a row are one; so is a mark with what hangs on it.
         (rf"{_MARK}(?:(?:\s*[,&/:.-]?\s*|\s+(?:and|or|through|to|at|on|from|-)\s+){_MARK})+", _MARK),
-        (rf"\b[a-z]-{_MARK}|{_MARK}'s\b|{_MARK}(?:st|nd|rd|th|s)\b", _MARK),
+        (rf"\b[a-z]-{_MARK}|\b(?:\d{{1,3}}/){{1,2}}{_MARK}|{_MARK}'s\b|{_MARK}(?:st|nd|rd|th|s)\b", _MARK),
+        (rf"{_MARK}\s*(?:[ap]\.m\.(?=\s+(?-i:[a-z,{_MARK}]))|[ap]\.?m\b)", _MARK),
         (rf"{_MARK}-(?=\w)|(?<=\w)-{_MARK}", ""),
         # A title, a preposition or an article that a mark leaves with nothing to stand before.
         (rf"\b(?:(?:{_PREPOSITION})\s+)?(?:{_TITLE})\b\.?\s*{_MARK}", ""),
-        (
-            rf"\b(?:{_PREPOSITION})\s+(?:(?:the|a|an)\s+)?{_MARK}"
-            rf"(?=\s*(?:[.,;:!?)\]]|\Z|(?:{_PREPOSITION}|a|an|and|are|but|has|have|is|no|or|that|the|there|this|was|were"
-            r"|which)\b))",
-            "",
-        ),
+        (rf"\b(?:{_COMPARED}|{_PREPOSITION})\s+(?:(?:the|a|an)\s+)?{_MARK}{_STRANDED}", ""),
+        (rf"\b(?:the|a|an)\s+{_MARK}(?=\s*{_END})", ""),
         (_MARK, " "),
         (r"\[<|>\]", " "),
     )
@@ -37,15 +41,15 @@ _TIDY = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\(\s+", "("),
+        (r"(?<=[.!?])\s+[,;:]+", ""),
         (r"\s+(?=[.,;:!?)\]])(?!\.\d)", ""),
         (r"\((?:[\s.,;:/-]|\band\b)*\)|\[[\s.,;:]*\]", ""),
         (r"(?<=\()[,;:]\s*", ""),
         (r"[,;:]+(?=\s*[.!?)](?!\d))", ""),
         (r"(?<!\.)\.(?:\s*\.)(?![.\d])(?!\s*\.)", "."),
         (r"([,;:])(?:\s*[,;:])+", r"\1"),
-        (r"(?<=[.!?])\s+[,;:]+", ""),
         (r"\s+(?=[.,;:!?)\]])(?!\.\d)", ""),
-        (r"[ \t]{2,}", " "),
+        (r"\s{2,}", " "),
     )
 ]
 

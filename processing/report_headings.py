@@ -19,7 +19,7 @@ _NAMES = {
     "comparison": "comparison, comparisons, comparision, comparison exam, comparison examination, comparison film, "
     "comparison films, comparison study, comparison studies, reference exam, reference examination, compared to, "
     "compared with, prior studies, prior study",
-    "findings": "findings, finding, findngs, fidings, findigs, chest findings, report, radiographic findings",
+    "findings": "findings, finding, findngs, fidings, findigs, report",
     "impression": "impression, impressions, impresson, impresion, imression, final impression, overall impression, "
     "conclusion, conclusions, concusion, opinion, interpretation, summary, findings and impression, "
     "findings/impression, findings & impression, findings and impressions, impression and findings, "
@@ -128,7 +128,7 @@ def _is_heading_within(match: re.Match, line: str) -> bool:
     before = line.rstrip()
     if not match["mark"].startswith((":", ";")) or not name[0].isupper():
         return False
-    if re.search(r"(?:^|\s)[(#]?\d{1,2}[.)]+$", before):
+    if re.search(r"(?:^|[.!?:]\s+)[(#]?\d{1,2}[.)]+$", before.lstrip()):
         return False
     if before[-1] in ".!?:;)_" or line.endswith("  "):
         return True

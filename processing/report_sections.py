@@ -140,7 +140,7 @@ def _paragraphs(text: str) -> list[str]:
 
 def _is_body(paragraph: str, must_be_sentence: bool) -> bool:
     has_words = re.search(r"[^\W\d_]{2,}", paragraph) is not None
-    return has_words and (not must_be_sentence or paragraph.endswith((".", "!", "?")))
+    return has_words and (not must_be_sentence or re.search(r"[^\W\d_]{2,}[.!?](?:\s|\Z)", paragraph) is not None)
 
 
 __all__ = ["SECTIONS", "split_sections"]

@@ -4,7 +4,7 @@ import re
 
 
 # ___ and [**...**] of MIMIC, XXXX of Open-i; one of them stands for the rest.
-_ANY_MARK = re.compile(r"\[\*\*.*?\*\*\]|_{2,}|(?<![A-Za-z])(?:XX?/)*X{3,}(?=(?:s|[AaPp][Mm])?\b)", re.DOTALL)
+_ANY_MARK = re.compile(r"\[\*\*.*?\*\*\]|_{2,}|(?<![A-Za-z])(?:XX?/){0,2}X{3,}(?=(?:s|[AaPp][Mm])?\b)", re.DOTALL)
 _MARK = "\ue000"
 _X_RAY = re.compile(r"\b([Xx])-X{3,}")  # Open-i hides "ray" as if it were a name
 
@@ -45,7 +45,7 @@ _TIDY = [
         (r"\s+(?=[.,;:!?)\]])(?!\.\d)", ""),
         (r"\((?:[\s.,;:/-]|\band\b)*\)|\[[\s.,;:]*\]", ""),
         (r"(?<=\()[,;:]\s*", ""),
-        (r"[,;:]+(?=\s*[.!?)](?!\d))", ""),
+        (r"(?<![,;:])[,;:]+(?=\s*[.!?)](?!\d))", ""),
         (r"(?<!\.)\.(?:\s*\.)(?![.\d])(?!\s*\.)", "."),
         (r"([,;:])(?:\s*[,;:])+", r"\1"),
         (r"\s+(?=[.,;:!?)\]])(?!\.\d)", ""),

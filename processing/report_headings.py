@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 
 NO_SECTION = ""
+_VIEWS = "views"
+_LOOK_BACK = 200  # characters that decide whether a word is a heading
 _INDENT = " \t*#>"
 
 _NAMES = {
@@ -68,23 +70,26 @@ def find_headings(text: str) -> list[tuple[int, int, str]]:
     taken = [(start, end) for start, end, _ in found]
     for match in _VIEW_HEADING.finditer(text):
         is_free = all(match.end() <= start or end <= match.start() for start, end in taken)
-        is_own = match["name"].isupper() or (match["name"][0].isupper() and _is_closed(text[: match.start()]))
+        before = text[max(0, match.start() - _LOOK_BACK) : match.start()]
+        is_own = match["name"].isupper() or (match["name"][0].isupper() and _is_closed(before))
         if is_free and is_own and VIEW_WORD.search(match["name"]):
-            found.append((match.start(), match.end(), "views"))
+            found.append((match.start(), match.end(), _VIEWS))
+    has_findings = any(section == "findings" for _, _, section in found)
     headings: list[tuple[int, int, str]] = []
     for start, end, section in sorted(found):
-        if section == "views":
+        if section == _VIEWS:
             if headings and headings[-1][2] in ("findings", "impression", "recommendation", NO_SECTION):
                 continue
-            section = _judge_views(text, end, sorted(start for start, _ in taken))
+            is_title = has_findings or not _has_words(text, end, [start for start, _ in taken])
+            section = "examination" if is_title else "findings"
         headings.append((start, end, section))
     return headings
 
 
-def _judge_views(text: str, end: int, starts: list[int]) -> str:
-    """A name of views over no more than a date or a time is a title."""
-    stop = next((start for start in starts if start >= end), len(text))
-    return "findings" if len(re.findall(r"[A-Za-z]{2,}", text[end:stop])) > 1 else "examination"
+def _has_words(text: str, end: int, starts: list[int]) -> bool:
+    """Whether more than a date or a time stands before the next heading."""
+    stop = min((start for start in starts if start >= end), default=len(text))
+    return len(re.findall(r"[A-Za-z]{2,}", text[end:stop])) > 1
 
 
 def _name_section(match: re.Match) -> str:
@@ -95,11 +100,12 @@ def _name_section(match: re.Match) -> str:
 def _iter_headings(text: str) -> Iterator[re.Match]:
     is_lower_style = False
     for match in _HEADING.finditer(text):
-        line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+        before = text[max(0, match.start() - _LOOK_BACK) : match.start()]
+        line = before[before.rfind("\n") + 1 :]
         if line.strip(_INDENT):
             is_heading = _is_heading_within(match, line)
         else:
-            is_heading = _is_heading_at_start(match, is_lower_style or _is_closed(text[: match.start()]))
+            is_heading = _is_heading_at_start(match, is_lower_style or _is_closed(before))
         if is_heading:
             is_lower_style = is_lower_style or match["name"].islower()
             yield match

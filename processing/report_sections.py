@@ -7,10 +7,10 @@ their own, so a structured finding stays whole. Rules beyond the headings:
 - Of several reads, the final report counts. A wet or preliminary read, newest first, and then an addendum are read
   only where the final report has neither findings nor impression.
 - "FINDINGS AND IMPRESSION" is the impression, as in the section files of MIMIC-CXR. The name of the views as a heading
-  ("PA AND LATERAL VIEWS OF THE CHEST:") opens the findings, unless findings or impression are already open.
+  ("PA AND LATERAL VIEWS OF THE CHEST:") opens the findings if nothing else does and no impression is open.
 - Without a heading for the findings, they are the paragraphs after the first of the last section before them; in a
-  report with no heading at all, every paragraph after the title. Beside an impression, only paragraphs that end as a
-  sentence does.
+  report with no heading at all, every paragraph after the title. Beside an impression, only paragraphs in which a
+  sentence ends.
 - Signatures, dictation footers and notifications end a section and belong to none.
 """
 

@@ -57,7 +57,8 @@ _VIEW_HEADING = re.compile(
 )
 _FOOTER = re.compile(
     r"^[ \t]*(?:(?:dictated|transcribed|electronically signed|signed|approved|verified|reported)"
-    r"(?:[ \t]+and[ \t]+\w+)?[ \t]+by\b|(?:signed|approved|dictated):|report approved|_{2,}(?:[ \t]+_{2,})*,?[ \t]*M\.?D\.?[ \t]*$|"
+    r"(?:[ \t]+and[ \t]+\w+)?[ \t]+by\b|(?:signed|approved|dictated):|report approved|"
+    r"_{2,}(?:[ \t]+_{2,})*,?[ \t]*M\.?D\.?[ \t]*$|"
     r"(?:I|we)(?:,[^,\n]+,)? (?:have )?(?:personally )?reviewed the (?:images?|films?|study)\b)",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -48,13 +48,11 @@ def choose_text(sections: Mapping[str, str | None], choice: str) -> str:
     if choice not in REPORT_CHOICES:
         raise ValueError(f"`choice` must be one of {list(REPORT_CHOICES)}, got '{choice}'.")
     findings, impression = (sections.get(name) or "" for name in ("findings", "impression"))
-    has_findings, has_impression = bool(clean_text(findings)), bool(clean_text(impression))
     if choice == "findings+impression":
         return "\n\n".join(dict.fromkeys(text for text in (findings, impression) if text.strip()))
-    if choice == "findings else impression":
-        return findings if has_findings or not has_impression else impression
-    if choice == "impression else findings":
-        return impression if has_impression or not has_findings else findings
+    if " else " in choice:
+        first, second = (findings, impression) if choice.startswith("findings") else (impression, findings)
+        return first if clean_text(first) or not clean_text(second) else second
     if choice == "longest":
         return max(findings, impression, key=lambda text: len(clean_text(text).split()))
     return findings if choice == "findings" else impression

@@ -123,8 +123,8 @@ def _check_size(dataset: Any, max_pixels: int) -> None:
 
 def _stream_size(stream: bytes) -> tuple[int, int]:
     """Width and height in a JPEG, JPEG-LS or JPEG 2000 stream, by which its decoder allocates; (0, 0) in another."""
-    start = stream.find(b"\xff\x4f\xff\x51")  # SOC, SIZ
-    if start >= 0:
+    start = stream.find(b"jp2c") + 4 if stream[4:8] == b"jP  " else 0  # JP2 boxes, or the bare stream
+    if stream[start : start + 4] == b"\xff\x4f\xff\x51":  # SOC, SIZ
         return struct.unpack_from(">II", stream, start + 8)
     position = 2 if stream[:2] == b"\xff\xd8" else len(stream)
     while position + 9 <= len(stream):

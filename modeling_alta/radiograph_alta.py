@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ MAX_PIXELS = 100_000_000  # six times the largest detector
 # Pillow would also open formats that start other programs, such as EPS.
 PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 DICOM_SUFFIXES = (".dcm", ".dicom")
+DRAFT_MARGIN = 1.2
 EXIF_ORIENTATION = 0x0112
 TIFF_PHOTOMETRIC = 262
 
@@ -40,8 +42,9 @@ def read_radiograph(image: Any, short_side: int | None = None, max_pixels: int =
             `(1 or 3, height, width)`: `uint8` as they are, other integers from 0 up (divided by their maximum if that
             is above 255), floats in 0..1.
         short_side (`int`, *optional*): a larger image is scaled down to this short side in pixels, bicubic and
-            antialiased. Of a JPEG the decoder does the coarse part, at under half the time and within 2 grey levels on
-            average of the full way. Without it, the image has its own size.
+            antialiased. Of a large JPEG the decoder does the coarse part, in about half the time or less and within 2
+            grey levels of the full way on average; of lines too fine for the result, at most a third is left as
+            moire. Without it, the image has its own size.
         max_pixels (`int`, defaults to 100,000,000): the most pixels that the header of a file may announce; more is
             refused before anything is decoded. Pillow refuses by `PIL.Image.MAX_IMAGE_PIXELS` of its own too.
 
@@ -136,14 +139,23 @@ def _from_encoded(content: bytes, short_side: int | None, max_pixels: int) -> Im
     with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as picture:
         size = picture.size
         check_num_pixels(*size, max_pixels)
-        is_larger = short_side is not None and min(size) > short_side
-        # A JPEG is then decoded as grey at 1/1, 1/2, 1/4 or 1/8, not below `short_side`. The decoder drops the high
-        # frequencies of each block, so nothing aliases. Its size is rounded up: the box is the part that is image.
-        drafted = picture.draft("L", (short_side, short_side)) if is_larger else None
+        box = _draft(picture, short_side) if short_side is not None and short_side < min(size) else None
         grey = _grey_of(picture)
-        if drafted is not None:
-            grey = grey.resize(_fitted_size(size, short_side), Image.Resampling.BICUBIC, drafted[1])
+        if box is not None:
+            grey = grey.resize(_fitted_size(size, short_side), Image.Resampling.BICUBIC, box)
         return _upright(grey, picture)
+
+
+def _draft(picture: Image.Image, short_side: int) -> tuple[float, float, float, float] | None:
+    """
+    Have a JPEG decoded as grey, at 1/2, 1/4 or 1/8 where that leaves enough; other formats stay as they are.
+
+    The decoder averages pixels, a weak filter: at less than `DRAFT_MARGIN` times the result, lines too fine for it
+    would come out as moire. Its size is rounded up; what is returned is the box of it that is image.
+    """
+    least = ceil(DRAFT_MARGIN * short_side)
+    drafted = picture.draft("L", (least, least))
+    return None if drafted is None else drafted[1]
 
 
 def _from_picture(picture: Image.Image, max_pixels: int) -> Image.Image:

@@ -52,6 +52,20 @@ def test_large_image_is_scaled_down_to_the_short_side_with_antialias():
     assert abs(np.asarray(decoded)[:, 8:-8].astype(float) - 100).max() < 10
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (31, 400), (400, 31)])
+def test_image_below_32_pixels_a_side_is_refused(tmp_path, shape):
+    Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "icon.png")
+    with pytest.raises(ValueError, match=rf"at least 32 pixels a side, got {shape[1]} x {shape[0]}: .*icon\.png"):
+        encode_image(tmp_path / "icon.png")
+    assert encode_image(np.zeros((32, 400), np.uint8), short_side=16)
+
+
+def test_image_of_20000_pixels_a_side_is_refused(tmp_path):
+    Image.new("1", (20000, 20000)).save(tmp_path / "bomb.tif", compression="group4")
+    with pytest.raises(ValueError, match=r"bomb\.tif.*pixels"):
+        encode_image(tmp_path / "bomb.tif")
+
+
 def test_splits_are_stable_and_80_10_10():
     assert {split: assign_split(patient) for split, patient in PATIENTS.items()} == {name: name for name in PATIENTS}
     counts = Counter(assign_split(f"patient-{index}") for index in range(5000))

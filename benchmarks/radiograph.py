@@ -6,8 +6,9 @@ their ratio, and the mean and largest difference of the results in grey levels. 
 nothing of the reader around it. Both ways read bytes in memory and end in 8-bit grey of the same size.
 
 Images: a chest-like one of 3000 x 2500 as grey and as colour JPEG of 1.5 MB; the same with a grain that doubles its
-bytes, where both ways spend most of their time on the entropy code, which nothing shortens; and radiographs of `samples/` enlarged to a short side of 2500, since larger files are not among them. `gratings` is
-the other side: how much is left, of 1, of sine waves too fine for the result, which should vanish.
+bytes, where both ways spend most of their time on the entropy code, which nothing shortens; and radiographs of
+`samples/` enlarged to a short side of 2500, since larger files are not among them. `gratings` is the other side: how
+much is left, of 1, of sine waves too fine for the result, which should vanish.
 """
 
 import argparse

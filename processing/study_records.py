@@ -23,7 +23,6 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
-from PIL.Image import Resampling
 
 from modeling_alta.configuration_alta import VIEW_NAMES
 from modeling_alta.radiograph_alta import read_radiograph
@@ -42,6 +41,7 @@ __all__ = [
 SPLIT_NAMES = ("train", "validation", "test")
 SPLIT_ENDS = (0.8, 0.9, 1.0)
 SHORT_SIDE = 512
+MIN_SIDE = 32
 PNG_LEVEL = 4  # on radiographs as small as level 6, in a third of its time
 ROWS_PER_GROUP = 64
 MAX_SHARD_BYTES = 500_000_000
@@ -69,19 +69,23 @@ def encode_image(image: Any, short_side: int = SHORT_SIDE) -> dict[str, bytes | 
     Encode one radiograph for an image column.
 
     Args:
-        image: whatever `read_radiograph` reads.
+        image: whatever `read_radiograph` reads, of at least 32 pixels a side: less is an icon or a damaged export, and
+            no radiograph. (The reader itself takes any size.)
         short_side (`int`): longest short side in pixels; a larger image is scaled down (bicubic, antialiased).
 
     Returns:
         `dict`: `bytes`, a PNG of one 8-bit channel, and `path`, `None`.
 
     Raises:
-        `ValueError`: the image cannot be decoded (see `read_radiograph`).
+        `ValueError`: the image cannot be decoded or is too large (see `read_radiograph`), or is too small.
     """
-    grey = read_radiograph(image)
-    scale = short_side / min(grey.size)
-    if scale < 1:
-        grey = grey.resize([round(side * scale) for side in grey.size], Resampling.BICUBIC)
+    grey = read_radiograph(image, short_side=short_side)
+    min_side = min(MIN_SIDE, short_side)
+    if min(grey.size) < min_side:
+        source = image if isinstance(image, (str, Path)) else type(image).__name__
+        raise ValueError(
+            f"`image` must have at least {min_side} pixels a side, got {grey.width} x {grey.height}: {source}."
+        )
     buffer = io.BytesIO()
     grey.save(buffer, "PNG", compress_level=PNG_LEVEL)
     return {"bytes": buffer.getvalue(), "path": None}

@@ -1,40 +1,18 @@
 import io
-import subprocess
-import sys
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 import torch
 from PIL import Image
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from safetensors.numpy import load_file
 
 from modeling_alta.radiograph_alta import read_radiograph
 
 
 FIXTURES = Path(__file__).parent / "fixtures" / "preprocess"
-READER_FILE = Path(__file__).parents[1] / "modeling_alta" / "radiograph_alta.py"
-
-
-def write_dicom(path, pixels, photometric="MONOCHROME2", bits=16, **elements):
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.Rows, dataset.Columns = pixels.shape[-2:]
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
-    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-    dataset.PixelData = pixels.tobytes()
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 def preprocess_224(grey):
@@ -62,74 +40,6 @@ def test_fixture_gives_the_published_pixels(name):
     expected = load_file(FIXTURES / "expected.safetensors")[name].reshape(224, 224)
     difference = np.abs(preprocess_224(read_radiograph(FIXTURES / name)) - expected)
     assert difference.max() < 0.0139 and difference.mean() < 0.0015
-
-
-def test_dicom_without_window_is_scaled_by_the_maximum_of_the_image(tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", np.array([[0, 1000, 2000]], np.uint16))
-    assert values(path) == [[0, 128, 255]]  # 127.5 rounds to even
-
-
-def test_monochrome1_is_inverted(tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", np.array([[0, 500, 2000]], np.uint16), "MONOCHROME1")
-    assert values(path) == [[255, 191, 0]]
-
-
-# LINEAR (PS3.3 C.11.2.1.2): (x - 999.5) / 1000 + 0.5 of the range, so 500 gives 0.0005 and 1250 gives 0.7505.
-@pytest.mark.parametrize(
-    ("photometric", "expected"), [("MONOCHROME2", [0, 0, 191, 255]), ("MONOCHROME1", [255, 255, 64, 0])]
-)
-def test_window_is_scaled_over_its_output_range(tmp_path, photometric, expected):
-    pixels = np.array([[0, 500, 1250, 4000]], np.uint16)
-    path = write_dicom(tmp_path / "a.dcm", pixels, photometric, WindowCenter=1000, WindowWidth=1001)
-    assert values(path) == [expected]
-
-
-def test_window_wider_than_the_pixels_does_not_stretch_them(tmp_path):
-    pixels = np.array([[0, 1024, 2048]], np.uint16)
-    path = write_dicom(tmp_path / "a.dcm", pixels, WindowCenter=2048, WindowWidth=4096)
-    assert values(path) == [[0, 64, 128]]
-
-
-def test_window_applies_after_the_modality_rescale(tmp_path):
-    rescale = {"RescaleSlope": 2, "RescaleIntercept": -1000}  # 0, 500, 1000 become -1000, 0, 1000
-    window = {"WindowCenter": 0, "WindowWidth": 2000, "VOILUTFunction": "LINEAR_EXACT"}
-    path = write_dicom(tmp_path / "a.dcm", np.array([[0, 500, 1000]], np.uint16), **rescale, **window)
-    assert values(path) == [[0, 128, 255]]
-
-
-def test_voi_lut_with_8_bit_entries_covers_all_12_bits(tmp_path):
-    table = Dataset()
-    table.LUTDescriptor = [4096, 0, 8]
-    table.LUTData = [value // 16 for value in range(4096)]
-    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
-    pixels = np.array([[0, 256, 1000, 4095]], np.uint16)
-    assert values(write_dicom(tmp_path / "a.dcm", pixels, VOILUTSequence=[table])) == [[0, 16, 62, 255]]
-
-
-def test_dicom_is_known_by_content_without_suffix(tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", np.array([[0, 100]], np.uint16))
-    assert values(path.rename(tmp_path / "radiograph")) == [[0, 255]]
-    assert values((tmp_path / "radiograph").read_bytes()) == [[0, 255]]
-
-
-def test_signed_pixels_and_an_empty_image_are_scaled(tmp_path):
-    assert values(write_dicom(tmp_path / "a.dcm", np.array([[-100, 0, 100]], np.int16))) == [[0, 128, 255]]
-    assert values(write_dicom(tmp_path / "b.dcm", np.zeros((1, 2), np.uint16))) == [[0, 0]]
-
-
-def test_multi_frame_dicom_is_an_error_with_its_path(tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", np.zeros((3, 2, 2), np.uint16), NumberOfFrames=3)
-    with pytest.raises(ValueError, match=r"a\.dcm.*one frame, got 3"):
-        read_radiograph(path)
-
-
-def test_dicom_without_pixel_data_is_an_error_with_its_path(tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", np.zeros((2, 2), np.uint16))
-    dataset = pydicom.dcmread(path)
-    del dataset.PixelData
-    dataset.save_as(path)
-    with pytest.raises(ValueError, match=r"a\.dcm.*no pixel data"):
-        read_radiograph(path)
 
 
 @pytest.mark.parametrize("name", ["covid_cxr.jpg", "nih.png", "rsna_monochrome2.dcm"])
@@ -244,17 +154,160 @@ def test_other_types_are_an_error(image):
         read_radiograph(image)
 
 
-def test_without_pydicom_a_png_is_read_and_a_dicom_names_the_package():
-    code = f"""
-import sys, runpy
-sys.modules["pydicom"] = None
-read_radiograph = runpy.run_path({str(READER_FILE)!r})["read_radiograph"]
-assert read_radiograph({str(FIXTURES / "nih.png")!r}).mode == "L"
-try:
-    read_radiograph({str(FIXTURES / "monochrome1.dcm")!r})
-except ImportError as error:
-    assert "pip install pydicom" in str(error)
-else:
-    raise AssertionError("a DICOM was read without pydicom")
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+def chest_like_jpeg(width, height, **options):
+    """Smooth shapes with a little grain, as a JPEG."""
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    pixels = 200 * np.exp(-3 * (x - 0.2) ** 2) * (1 - 0.4 * y) / 1.4 + 20 * np.sin(30 * y)
+    pixels += np.random.default_rng(0).normal(0, 4, pixels.shape)
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return encoded(picture.convert(options.pop("mode", "L")), format="JPEG", quality=95, **options)
+
+
+def test_16_bit_tiff_of_big_endian_is_scaled():
+    picture = Image.new("I;16B", (3, 1))
+    picture.putdata([0, 1000, 4000])
+    assert values(encoded(picture, format="TIFF")) == [[0, 64, 255]]
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(8, "<u1"), (16, "<u2")])
+def test_tiff_with_0_for_white_is_inverted(bits, dtype):
+    pixels = np.array([[0, 51, 255]], dtype) * (257 if bits == 16 else 1)
+    header = struct.pack("<2sHIH", b"II", 42, 8, 8)
+    tags = [(256, 3, 3), (257, 3, 1), (258, 3, bits), (259, 3, 1), (262, 3, 0), (273, 4, 110), (277, 3, 1)]
+    entries = b"".join(
+        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in [*tags, (279, 4, bits // 8 * 3)]
+    )
+    content = (header + entries + bytes(4)).ljust(110, b"\0") + pixels.astype(dtype).tobytes()
+    assert values(content) == [[255, 204, 0]]
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "TIFF"])
+def test_cmyk_files_become_grey(file_format):
+    colours = np.zeros((8, 16, 3), np.uint8)
+    colours[:, 8:] = 180
+    content = encoded(Image.fromarray(colours).convert("CMYK"), format=file_format)
+    assert np.abs(np.array(values(content)) - colours[..., 0]).max() <= 1
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_palette_files_become_grey(file_format):
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([0, 0, 255, 180, 180, 180])
+    picture.putpixel((1, 0), 1)
+    assert values(encoded(picture, format=file_format)) == [[29, 180]]  # 0.114 of 255
+
+
+@pytest.mark.parametrize("transparency", [{"transparency": 1}, {"transparency": b"\xff\x00"}])
+def test_transparent_palette_entry_becomes_black(transparency):
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([200, 200, 200, 90, 90, 90])
+    picture.putpixel((1, 0), 1)
+    assert values(encoded(picture, format="PNG", **transparency)) == [[200, 0]]
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_applied(file_format, orientation):
+    corner = Image.new("L", (32, 16), 20)
+    corner.paste(220, (0, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"tiffinfo": {274: orientation}} if file_format == "TIFF" else {"exif": exif}
+    content = encoded(corner, format=file_format, **options)
+    pixels = np.array(values(content))
+    rows, columns = np.nonzero(pixels > 120)
+    # Where row 0 and column 0 of the stored pixels are shown, by the EXIF standard.
+    vertical, horizontal = {1: "tl", 2: "tr", 3: "br", 4: "bl", 5: "tl", 6: "tr", 7: "br", 8: "bl"}[orientation]
+    assert pixels.shape == ((16, 32) if orientation < 5 else (32, 16))
+    assert (rows.min() == 0) == (vertical == "t") and (columns.min() == 0) == (horizontal == "l")
+    assert len(rows) == 16 * 8
+    reduced = read_radiograph(content, short_side=8)
+    assert np.abs(np.asarray(reduced) - pixels.reshape(pixels.shape[0] // 2, 2, -1, 2).mean((1, 3))).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "options"),
+    [
+        (1500, 1250, {}),
+        (1255, 1502, {"mode": "RGB"}),
+        (1255, 1502, {"mode": "CMYK"}),
+        (2600, 2100, {"progressive": True}),
+        (600, 513, {}),
+    ],
+)
+def test_reduced_jpeg_is_the_full_one_within_2_grey_levels(width, height, options):
+    content = chest_like_jpeg(width, height, **options)
+    full = read_radiograph(content)
+    assert full.size == (width, height)
+    full = full.resize([round(side * 512 / min(full.size)) for side in full.size], Image.Resampling.BICUBIC)
+    reduced = read_radiograph(content, short_side=512)
+    assert reduced.mode == "L" and reduced.size == full.size and min(reduced.size) == 512
+    difference = np.abs(np.asarray(full, float) - np.asarray(reduced, float))
+    assert difference.mean() < 1 and difference.max() < 16
+
+
+# These waves are too fine for the result. The decoder's average alone would leave 0.43 of them as moire (6 of 2048).
+@pytest.mark.parametrize("side", [2048, 2500])
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 6])
+def test_reduced_jpeg_has_little_moire(side, period):
+    wave = (100 + 90 * np.sin(2 * np.pi * np.arange(side) / period)).round().astype(np.uint8)
+    content = encoded(Image.fromarray(np.tile(wave, (256, 1))), format="JPEG", quality=95)
+    reduced = np.asarray(read_radiograph(content, short_side=round(256 * 512 / side)), float)[:, 8:-8]
+    assert abs(reduced.mean() - 100) < 1 and reduced.std() * 2**0.5 < 0.33 * 90
+
+
+def test_short_side_scales_every_input_down_and_none_up(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90), dtype=np.uint8)
+    content = encoded(Image.fromarray(pixels), format="PNG")
+    (tmp_path / "a.png").write_bytes(content)
+    for image in (pixels, torch.from_numpy(pixels), Image.fromarray(pixels), content, tmp_path / "a.png"):
+        assert read_radiograph(image, short_side=30).size == (45, 30)
+        assert np.array_equal(read_radiograph(image, short_side=60), pixels)
+    with pytest.raises(ValueError, match="`short_side` must be at least 1, got 0"):
+        read_radiograph(pixels, short_side=0)
+
+
+def png_of(width, height, data=b""):
+    """A PNG whose header announces a size, whatever follows."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+# Pillow refuses the first two itself; the last one it would decode.
+@pytest.mark.parametrize(("width", "height"), [(20000, 20000), (400000000, 1), (12000, 10000)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_image_of_too_many_pixels_is_refused_with_its_path(tmp_path, width, height):
+    (tmp_path / "bomb.png").write_bytes(png_of(width, height))
+    with pytest.raises(ValueError, match=rf"bomb\.png.*({width} x {height}|{width * height}) ?pixels|got {width} x"):
+        read_radiograph(tmp_path / "bomb.png")
+
+
+def test_size_limit_can_be_set_and_holds_for_jpeg_and_unloaded_pictures():
+    for content in (png_of(20, 10, zlib.compress(bytes(21 * 10))), encoded(Image.new("L", (20, 10)), format="JPEG")):
+        assert read_radiograph(content, max_pixels=200).size == (20, 10)
+        for image in (content, Image.open(io.BytesIO(content))):
+            with pytest.raises(ValueError, match=r"at most 199 pixels, got 20 x 10 \(`max_pixels` sets the limit\)"):
+                read_radiograph(image, short_side=4, max_pixels=199)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
+def test_truncated_file_is_an_error_at_a_short_side_too(file_format):
+    content = encoded(Image.open(io.BytesIO(chest_like_jpeg(400, 300))), format=file_format)
+    for length in (len(content) // 20, len(content) // 2, len(content) * 9 // 10):
+        with pytest.raises(ValueError, match="encoded bytes"):
+            read_radiograph(content[:length], short_side=64)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
+def test_one_pixel_is_read(file_format):
+    assert values(encoded(Image.new("L", (1, 1), 9), format=file_format)) == [[9]]
+
+
+def test_wide_integers_are_scaled_whatever_their_dtype():
+    for dtype in (np.uint16, np.int32, np.uint32, np.int64, np.uint64):
+        assert values(np.array([[0, 10000, 20000]], dtype)) == [[0, 128, 255]]
+    assert values(np.array([[0, 2**30, 2**31]], np.uint32)) == [[0, 128, 255]]

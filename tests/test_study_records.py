@@ -31,7 +31,7 @@ def separate_cache(monkeypatch, tmp_path_factory):
 def make_record(study_id="s", patient_id="patient-0", **changes):
     record = dict.fromkeys(STUDY_FEATURES, None)
     texts = dict.fromkeys(("findings", "impression", "report", "source", "license"), "text")
-    image = encode_image(np.full((4, 6), 9, np.uint8))
+    image = encode_image(np.full((32, 48), 9, np.uint8))
     record |= texts | {"study_id": study_id, "patient_id": patient_id, "labels": ["A"], "current_frontal": image}
     return record | changes
 
@@ -50,6 +50,20 @@ def test_large_image_is_scaled_down_to_the_short_side_with_antialias():
     decoded = datasets.Image().decode_example(encode_image(stripes))
     assert decoded.size == (768, 512)
     assert abs(np.asarray(decoded)[:, 8:-8].astype(float) - 100).max() < 10
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (31, 400), (400, 31)])
+def test_image_below_32_pixels_a_side_is_refused(tmp_path, shape):
+    Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "icon.png")
+    with pytest.raises(ValueError, match=rf"at least 32 pixels a side, got {shape[1]} x {shape[0]}: .*icon\.png"):
+        encode_image(tmp_path / "icon.png")
+    assert encode_image(np.zeros((32, 400), np.uint8), short_side=16)
+
+
+def test_image_of_20000_pixels_a_side_is_refused(tmp_path):
+    Image.new("1", (20000, 20000)).save(tmp_path / "bomb.tif", compression="group4")
+    with pytest.raises(ValueError, match=r"bomb\.tif.*pixels"):
+        encode_image(tmp_path / "bomb.tif")
 
 
 def test_splits_are_stable_and_80_10_10():
@@ -82,7 +96,7 @@ def test_plain_load_dataset_gives_the_splits_and_features(tmp_path):
         assert loaded[split].features == STUDY_FEATURES
         record = loaded[split][0]
         assert record["patient_id"] == patient and record["study_datetime"] == when and record["labels"] == ["A"]
-        assert record["current_frontal"].size == (6, 4) and record["prior_frontal"] is None
+        assert record["current_frontal"].size == (48, 32) and record["prior_frontal"] is None
 
 
 def test_split_without_records_does_not_stop_the_others(tmp_path):
@@ -97,7 +111,7 @@ def test_summary_counts_records_and_what_was_left_out(tmp_path):
     excluded = Counter()
 
     def records():
-        yield make_record("a", current_lateral=encode_image(np.zeros((4, 4), np.uint8)))
+        yield make_record("a", current_lateral=encode_image(np.zeros((32, 32), np.uint8)))
         yield make_record("b", PATIENTS["test"], prior_study_id="a", days_since_prior=1.0)
         excluded["row: late"] += 2
 

@@ -1,0 +1,125 @@
+"""
+How much faster is a large JPEG read with the decoder's own down-scaling than decoded in full, and is it the same?
+
+`python -m benchmarks.radiograph` prints JSON: for each image the milliseconds of both ways, taken in turn in one run,
+their ratio, and the mean and largest difference of the results in grey levels. The full way is plain Pillow, with
+nothing of the reader around it. Both ways read bytes in memory and end in 8-bit grey of the same size.
+
+Images: a chest-like one of 3000 x 2500 as grey and as colour JPEG of 1.5 MB; the same with a grain that doubles its
+bytes, where both ways spend most of their time on the entropy code, which nothing shortens; and radiographs of
+`samples/` enlarged to a short side of 2500, since larger files are not among them. `gratings` is the other side: how
+much is left, of 1, of sine waves too fine for the result, which should vanish.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image, features
+from PIL.Image import Resampling
+
+from modeling_alta.radiograph_alta import read_radiograph
+
+
+SAMPLES = Path(__file__).parents[1] / "samples" / "images"
+LARGE_SIDE = 2500
+
+
+def chest_like(height: int = 3000, width: int = 2500, grain: float = 2) -> Image.Image:
+    """Lungs, ribs and mediastinum as smooth shapes, with the grain of a detector."""
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    pixels = 100 + 120 * np.exp(-((x / 0.25) ** 2)) + 25 * np.sin(40 * y + 3 * x * x) ** 8
+    for side in (-0.45, 0.45):
+        pixels -= 70 * np.exp(-((((x - side) / 0.25) ** 2 + ((y + 0.1) / 0.5) ** 2) ** 2))
+    pixels += np.random.default_rng(0).normal(0, grain, pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def enlarged(path: Path) -> Image.Image:
+    """A sample at the size at which radiographs leave the detector."""
+    grey = read_radiograph(path)
+    scale = LARGE_SIDE / min(grey.size)
+    return grey.resize([round(side * scale) for side in grey.size], Resampling.LANCZOS)
+
+
+def read_in_full(content: bytes, short_side: int) -> Image.Image:
+    """Decode every pixel, then scale down."""
+    with Image.open(io.BytesIO(content)) as picture:
+        grey = picture.convert("L")
+    scale = short_side / min(grey.size)
+    return grey.resize([round(side * scale) for side in grey.size], Resampling.BICUBIC)
+
+
+def encoded(picture: Image.Image, quality: int) -> bytes:
+    """The picture as a JPEG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def compare(picture: Image.Image, quality: int, short_side: int, repeats: int) -> dict[str, float | int | list[int]]:
+    """Both ways on one picture saved as JPEG; the median of `repeats` runs each, in turn."""
+    content = encoded(picture, quality)
+    full_ms, reduced_ms = [], []
+    for _ in range(repeats):
+        full_ms.append(_milliseconds(lambda: read_in_full(content, short_side)))
+        reduced_ms.append(_milliseconds(lambda: read_radiograph(content, short_side=short_side)))
+    full, reduced = read_in_full(content, short_side), read_radiograph(content, short_side=short_side)
+    difference = np.abs(np.asarray(full, int) - np.asarray(reduced, int))
+    return {
+        "size": list(picture.size),
+        "result_size": list(reduced.size),
+        "jpeg_kb": len(content) // 1000,
+        "full_ms": round(statistics.median(full_ms), 2),
+        "reduced_ms": round(statistics.median(reduced_ms), 2),
+        "ratio": round(statistics.median(full_ms) / statistics.median(reduced_ms), 2),
+        "mean_difference": round(float(difference.mean()), 3),
+        "max_difference": int(difference.max()),
+    }
+
+
+def grating_left(period: float, short_side: int, side: int = LARGE_SIDE) -> dict[str, float]:
+    """Share of the amplitude of a sine wave of `period` pixels that both ways leave, aliased or not."""
+    wave = (128 + 90 * np.sin(2 * np.pi * np.arange(side) / period)).round().astype(np.uint8)
+    content = encoded(Image.fromarray(np.tile(wave, (side, 1))), quality=95)
+    ways = {"full": read_in_full(content, short_side), "reduced": read_radiograph(content, short_side=short_side)}
+    inner = {name: np.asarray(grey, float)[:, 8:-8] for name, grey in ways.items()}
+    return {"period": period} | {name: round(float(grey.std()) * 2**0.5 / 90, 2) for name, grey in inner.items()}
+
+
+def _milliseconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return (time.perf_counter() - start) * 1000
+
+
+def main() -> None:
+    """Measure, and print the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--short-side", type=int, default=512)
+    parser.add_argument("--quality", type=int, default=95, help="of the JPEGs that are read")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--samples", type=int, default=8, help="number of radiographs of samples/ to measure")
+    args = parser.parse_args()
+    grey = chest_like()
+    pictures = {"chest-like, grey": grey, "chest-like, colour": grey.convert("RGB")}
+    pictures["chest-like, strong grain"] = chest_like(grain=5.5)
+    pictures |= {path.name: enlarged(path) for path in sorted(SAMPLES.glob("*.jpg"))[: args.samples]}
+    images = {name: compare(image, args.quality, args.short_side, args.repeats) for name, image in pictures.items()}
+    summary = {
+        "min_ratio": min(result["ratio"] for result in images.values()),
+        "max_mean_difference": max(result["mean_difference"] for result in images.values()),
+    }
+    versions = {"pillow": PIL.__version__, "libjpeg_turbo": features.version_feature("libjpeg_turbo")}
+    gratings = [grating_left(period, args.short_side) for period in (2, 3, 4, 5, 6, 8)]
+    print(json.dumps({**vars(args), **versions, **summary, "images": images, "gratings": gratings}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -59,8 +59,8 @@ def test_pretraining_lowers_the_loss_and_repeats_with_its_seed():
 
 def test_pretraining_gives_every_report_a_class_token_of_its_own():
     tokenizer = train_tokenizer(REPORTS[:4], vocab_size=150, max_length=64)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model, _ = pretrain_text_encoder(REPORTS[:4], tokenizer, **sizes, epochs=80, learning_rate=1e-2)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model, _ = pretrain_text_encoder(REPORTS[:4], tokenizer, **sizes, epochs=250, learning_rate=3e-3)
     turned = [" ".join(reversed(report.split(". "))) for report in REPORTS[:4]]
     inputs = tokenizer(REPORTS[:4] + turned, padding=True, return_tensors="pt")
     embeds = model.cls_projection_head(model.bert(**inputs).last_hidden_state[:, 0])

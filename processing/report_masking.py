@@ -1,33 +1,8 @@
 """What training does to a report: it shuffles the sentences and masks tokens."""
 
-import re
-
 import torch
 
-
-# A full stop after one of these ends no sentence.
-ABBREVIATIONS = frozenset("dr mr mrs ms prof st vs fig approx e.g i.e a.m p.m resp ca cf incl".split())
-
-# A blank line, or white space after a mark that closes a sentence; Chinese, Japanese and Hindi marks need no space.
-_BOUNDARY = re.compile(r"\s*\n\s*\n\s*|(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[。！？।])\s*")
-
-
-def split_sentences(report: str) -> list[str]:
-    """Split a report at the ends of its sentences; numbers, titles, abbreviations and list numbers stay whole.
-
-    Args:
-        report (`str`): free text.
-
-    Returns:
-        `list[str]`: the sentences in order, white space made single, none of them empty.
-    """
-    sentences, pending = [], ""
-    for piece in _BOUNDARY.split(report):
-        pending = " ".join(f"{pending} {piece}".split())
-        if pending and not _is_unfinished(pending):
-            sentences.append(pending)
-            pending = ""
-    return [*sentences, pending] if pending else sentences
+from processing.sentences import split_sentences
 
 
 def shuffle_sentences(report: str, generator: torch.Generator) -> str:
@@ -83,10 +58,4 @@ def mask_report(
     return input_ids.masked_fill(is_masked, mask_token_id), input_ids.masked_fill(~is_masked, -100)
 
 
-def _is_unfinished(text: str) -> bool:
-    last = text.split()[-1].lstrip("(\"'")
-    is_list_number = last == text and re.fullmatch(r"\d+[.)]", last) is not None
-    return is_list_number or (last.endswith(".") and last[:-1].lower() in ABBREVIATIONS)
-
-
-__all__ = ["ABBREVIATIONS", "mask_report", "shuffle_sentences", "split_sentences"]
+__all__ = ["mask_report", "shuffle_sentences"]

@@ -21,10 +21,12 @@ from .processing_alta import AltaProcessor
 SHIPPED_FILES = (
     "adapters_alta.py",
     "configuration_alta.py",
+    "dicom_alta.py",
     "image_processing_alta.py",
     "losses_alta.py",
     "modeling_alta.py",
     "pipeline_alta.py",
+    "pixels_alta.py",
     "processing_alta.py",
     "radiograph_alta.py",
     "text_alta.py",

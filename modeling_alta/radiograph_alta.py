@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +10,28 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .dicom_alta import read_dicom
+from .pixels_alta import check_num_pixels, grey_of_array, grey_of_float_picture
 
-try:  # only DICOM needs it
-    import pydicom
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_windowing
-except ImportError:
-    pydicom = None
 
-__all__ = ["read_radiograph"]
+__all__ = ["MAX_PIXELS", "read_radiograph"]
 
+MAX_PIXELS = 100_000_000  # six times the largest detector
 # Pillow would also open formats that start other programs, such as EPS.
 PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 DICOM_SUFFIXES = (".dcm", ".dicom")
+EXIF_ORIENTATION = 0x0112
+TIFF_PHOTOMETRIC = 262
 
 
-def read_radiograph(image: Any) -> Image.Image:
+def read_radiograph(image: Any, short_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     Read one radiograph, whatever it comes as, into 8-bit grey.
 
-    Values above 8 bits are scaled by the maximum of the image, never clipped. A DICOM is shown through its VOI LUT or
-    window, scaled over the range of their output; without one, 8-bit = round(pixel * 255 / maximum of the image).
-    MONOCHROME1 is inverted. Transparent pixels become black. A picture file of several pages gives its first page.
+    Values above 8 bits are scaled by the maximum of the image, never clipped; only files of 16 bits with colour or
+    alpha are read by their high bytes. A DICOM is shown through its VOI LUT or window, scaled over the range of their
+    output; without one, 8-bit = round(pixel * 255 / maximum of the image). MONOCHROME1 is inverted, padding black.
+    Transparent pixels become black. Rotation by EXIF is applied. A picture file of several pages gives its first page.
 
     Args:
         image (`str`, `Path`, `bytes`, `dict`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
@@ -37,25 +39,35 @@ def read_radiograph(image: Any) -> Image.Image:
             image of any mode; or pixels of shape `(height, width)`, `(height, width, 1 or 3)` or
             `(1 or 3, height, width)`: `uint8` as they are, other integers from 0 up (divided by their maximum if that
             is above 255), floats in 0..1.
+        short_side (`int`, *optional*): a larger image is scaled down to this short side in pixels, bicubic and
+            antialiased. Of a JPEG the decoder does the coarse part, at under half the time and within 2 grey levels on
+            average of the full way. Without it, the image has its own size.
+        max_pixels (`int`, defaults to 100,000,000): the most pixels that the header of a file may announce; more is
+            refused before anything is decoded. Pillow refuses by `PIL.Image.MAX_IMAGE_PIXELS` of its own too.
 
     Returns:
         `PIL.Image.Image`: mode "L", a copy of its own.
 
     Raises:
         `FileNotFoundError`: no such path.
-        `ValueError`: a file that cannot be decoded (with its path), a DICOM without pixel data or of several frames,
-            pixels of another shape or outside their range.
+        `ValueError`: a file that is empty, cannot be decoded or has more than `max_pixels` (with its path), a DICOM
+            without pixel data or of several frames, pixels of another shape or outside their range.
         `TypeError`: anything else was passed.
-        `ImportError`: a DICOM where pydicom is not installed.
+        `ImportError`: a DICOM where pydicom, or the package that decodes its transfer syntax, is not installed.
     """
-    if isinstance(image, (str, Path)):
-        return _read_path(Path(image))
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return _read_content(bytes(image), "encoded bytes")
-    if isinstance(image, Mapping):
-        return _read_mapping(image)
+    if short_side is not None and short_side < 1:
+        raise ValueError(f"`short_side` must be at least 1, got {short_side}.")
+    grey = _read(image, short_side, max_pixels)
+    if short_side is None or min(grey.size) <= short_side:
+        return grey
+    return grey.resize(_fitted_size(grey.size, short_side), Image.Resampling.BICUBIC)
+
+
+def _read(image: Any, short_side: int | None, max_pixels: int) -> Image.Image:
+    if isinstance(image, (str, Path, bytes, bytearray, memoryview, Mapping)):
+        return _from_content(*_load_content(image), short_side, max_pixels)
     if isinstance(image, Image.Image):
-        return _decoded(_from_picture, image, f"a PIL image of mode {image.mode}")
+        return _decoded(partial(_from_picture, max_pixels=max_pixels), image, f"a PIL image of mode {image.mode}")
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         return _from_array((image.float() if image.dtype == torch.bfloat16 else image).numpy())
@@ -67,40 +79,47 @@ def read_radiograph(image: Any) -> Image.Image:
     )
 
 
-def _read_path(path: Path) -> Image.Image:
+def _load_content(image: Any) -> tuple[bytes, str]:
+    """The encoded bytes, and what to call them in an error."""
+    if isinstance(image, (str, Path)):
+        return _read_path(Path(image)), str(image)
+    if not isinstance(image, Mapping):
+        return bytes(image), "encoded bytes"
+    content, path = image.get("bytes"), image.get("path")
+    if content is not None:
+        return content, str(path or "encoded bytes")
+    if path is not None:
+        return _read_path(Path(path)), str(path)
+    raise ValueError(
+        f"`image` must hold `bytes` or `path` when it is a dict, got the keys {sorted(image)} without them."
+    )
+
+
+def _read_path(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"`image` must be the path of a radiograph, got {path}, which does not exist."
         ) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"`image` must be the path of a readable file, got {path}: {error}") from error
-    return _read_content(content, str(path))
 
 
-def _read_mapping(image: Mapping) -> Image.Image:
-    content, path = image.get("bytes"), image.get("path")
-    if content is not None:
-        return _read_content(content, str(path or "encoded bytes"))
-    if path is not None:
-        return _read_path(Path(path))
-    raise ValueError(
-        f"`image` must hold `bytes` or `path` when it is a dict, got the keys {sorted(image)} without them."
-    )
-
-
-def _read_content(content: bytes, source: str) -> Image.Image:
-    is_dicom = content[128:132] == b"DICM" or source.lower().endswith(DICOM_SUFFIXES)
-    if is_dicom and pydicom is None:
-        raise ImportError(f"`image` is a DICOM ({source}), which needs pydicom: `pip install pydicom`.")
-    return _decoded(_from_dicom if is_dicom else _from_encoded, content, source)
+def _from_content(content: bytes, source: str, short_side: int | None, max_pixels: int) -> Image.Image:
+    if not content:
+        raise ValueError(f"`image` must be a DICOM, PNG, JPEG or TIFF, got {source}, which is empty (0 bytes).")
+    if content[128:132] == b"DICM" or source.lower().endswith(DICOM_SUFFIXES):
+        return _decoded(partial(_from_dicom, max_pixels=max_pixels), content, source)
+    return _decoded(partial(_from_encoded, short_side=short_side, max_pixels=max_pixels), content, source)
 
 
 def _decoded(decode: Callable[[Any], Image.Image], content: Any, source: str) -> Image.Image:
     """Decoders raise almost any error on damaged content; the caller gets one kind, with the path in it."""
     try:
         return decode(content)
+    except ImportError as error:
+        raise ImportError(f"`image` cannot be decoded here, got {source}: {error}") from error
     except UnidentifiedImageError as error:
         raise ValueError(
             f"`image` must be a DICOM, PNG, JPEG or TIFF, got {source}, which is none of them."
@@ -109,129 +128,60 @@ def _decoded(decode: Callable[[Any], Image.Image], content: Any, source: str) ->
         raise ValueError(f"`image` must be a radiograph that can be decoded, got {source}: {error}") from error
 
 
-def _from_encoded(content: bytes) -> Image.Image:
+def _from_dicom(content: bytes, max_pixels: int) -> Image.Image:
+    return _as_picture(read_dicom(content, max_pixels))
+
+
+def _from_encoded(content: bytes, short_side: int | None, max_pixels: int) -> Image.Image:
     with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as picture:
-        return _from_picture(picture)
+        size = picture.size
+        check_num_pixels(*size, max_pixels)
+        is_larger = short_side is not None and min(size) > short_side
+        # A JPEG is then decoded as grey at 1/1, 1/2, 1/4 or 1/8, not below `short_side`. The decoder drops the high
+        # frequencies of each block, so nothing aliases. Its size is rounded up: the box is the part that is image.
+        drafted = picture.draft("L", (short_side, short_side)) if is_larger else None
+        grey = _grey_of(picture)
+        if drafted is not None:
+            grey = grey.resize(_fitted_size(size, short_side), Image.Resampling.BICUBIC, drafted[1])
+        return _upright(grey, picture)
 
 
-def _from_picture(picture: Image.Image) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F":
-        return _from_float_picture(np.asarray(picture))
-    if picture.mode.startswith("I"):
-        return _from_array(np.asarray(picture))
+def _from_picture(picture: Image.Image, max_pixels: int) -> Image.Image:
+    check_num_pixels(*picture.size, max_pixels)  # it may be a file that is not loaded yet
+    return _upright(_grey_of(picture), picture)
+
+
+def _grey_of(picture: Image.Image) -> Image.Image:
+    """Grey of a picture of any mode, not turned by its EXIF; the picture itself if it is grey already."""
+    if picture.mode[0] in "FI":
+        pixels = np.asarray(picture)
+        grey = _as_picture(grey_of_float_picture(pixels) if picture.mode == "F" else grey_of_array(pixels))
+        # Pillow inverts 8 bits with 0 for white, but not more.
+        return ImageOps.invert(grey) if _is_zero_white(picture) else grey
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
     return picture if picture.mode == "L" else picture.convert("RGB").convert("L")
 
 
-def _from_float_picture(pixels: np.ndarray) -> Image.Image:
-    """A PIL image of mode F has no fixed range: up to 1 it is a fraction, above that a grey value."""
-    if np.isfinite(pixels).all() and pixels.max() > 1:
-        _check_not_negative(pixels)
-        return _as_grey(_scale_to_maximum(pixels) if pixels.max() > 255 else pixels)
-    return _from_array(pixels)
+def _is_zero_white(picture: Image.Image) -> bool:
+    return picture.format == "TIFF" and picture.tag_v2.get(TIFF_PHOTOMETRIC) == 0
+
+
+def _upright(grey: Image.Image, picture: Image.Image) -> Image.Image:
+    """A copy of `grey`, turned as the EXIF of the loaded `picture` says."""
+    grey.getexif()[EXIF_ORIENTATION] = picture.getexif().get(EXIF_ORIENTATION, 1)
+    return ImageOps.exif_transpose(grey)
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
-    pixels = _with_channels_last(pixels)
-    kind = pixels.dtype.kind
-    if kind not in "iuf":
-        raise ValueError(f"`image` must hold integers or floats, got the dtype {pixels.dtype}.")
-    if kind == "f":
-        low, high = pixels.min(), pixels.max()
-        if not (low >= 0 and high <= 1):  # written so that a NaN fails too
-            raise ValueError(f"`image` of floats must be finite and lie in 0..1, got values from {low} to {high}.")
-        return _as_grey(pixels.astype(np.float64) * 255)
-    _check_not_negative(pixels)
-    return _as_grey(_scale_to_maximum(pixels) if pixels.max() > 255 else pixels)
+    return _as_picture(grey_of_array(pixels))
 
 
-def _with_channels_last(pixels: np.ndarray) -> np.ndarray:
-    if pixels.size and pixels.ndim == 2:
-        return pixels
-    if pixels.size and pixels.ndim == 3 and pixels.shape[-1] in (1, 3):
-        return pixels
-    if pixels.size and pixels.ndim == 3 and pixels.shape[0] in (1, 3):
-        return np.moveaxis(pixels, 0, -1)
-    raise ValueError(
-        "`image` must have the shape (height, width), (height, width, 1 or 3) or (1 or 3, height, width), "
-        f"got {tuple(pixels.shape)}."
-    )
+def _as_picture(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels).convert("L")
 
 
-def _check_not_negative(pixels: np.ndarray) -> None:
-    low, high = pixels.min(), pixels.max()
-    if low < 0:
-        raise ValueError(f"`image` must hold values from 0 up, got values from {low} to {high}.")
-
-
-def _scale_to_maximum(pixels: np.ndarray) -> np.ndarray:
-    pixels = pixels.astype(np.float64)
-    return pixels * 255 / (pixels.max() or 1)
-
-
-def _as_grey(pixels: np.ndarray) -> Image.Image:
-    """8-bit grey of values in 0..255, shape `(height, width)` or `(height, width, 1 or 3)`."""
-    pixels = np.rint(pixels).astype(np.uint8)
-    if pixels.ndim == 3 and pixels.shape[-1] == 1:
-        pixels = pixels[..., 0]
-    return Image.fromarray(np.ascontiguousarray(pixels)).convert("L")
-
-
-def _from_dicom(content: bytes) -> Image.Image:
-    dataset = pydicom.dcmread(io.BytesIO(content), force=True)
-    if "PixelData" not in dataset:
-        raise ValueError("it has no pixel data.")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise ValueError(f"it must have one frame, got {frames}.")
-    _complete_transfer_syntax(dataset)
-    photometric = dataset.get("PhotometricInterpretation", "MONOCHROME2")
-    if photometric == "PALETTE COLOR":
-        return _from_array(apply_color_lut(dataset.pixel_array, dataset))
-    if not photometric.startswith("MONOCHROME"):
-        return _from_array(dataset.pixel_array)
-    grey = _voi_pixels(dataset) if _has_voi(dataset) else _plain_pixels(dataset)
-    grey = np.rint(grey)
-    return _as_grey(255 - grey if photometric == "MONOCHROME1" else grey)
-
-
-def _complete_transfer_syntax(dataset: Any) -> None:
-    """A file without the header of part 10 does not say its encoding; the reader has found it out."""
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        is_implicit, is_little_endian = dataset.original_encoding
-        explicit = pydicom.uid.ExplicitVRLittleEndian if is_little_endian else pydicom.uid.ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if is_implicit else explicit
-
-
-def _has_voi(dataset: Any) -> bool:
-    has_window = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
-    return has_window or bool(dataset.get("VOILUTSequence"))
-
-
-def _plain_pixels(dataset: Any) -> np.ndarray:
-    """The stored values, from 0 (or from their minimum where that is negative) to the maximum of the image."""
-    pixels = dataset.pixel_array.astype(np.float64)
-    return _scale_to_maximum(pixels - min(pixels.min(), 0))
-
-
-def _voi_pixels(dataset: Any) -> np.ndarray:
-    values = apply_modality_lut(dataset.pixel_array, dataset)
-    if dataset.get("VOILUTSequence"):
-        return _look_up(values, dataset.VOILUTSequence[0])
-    # The window's answers to the darkest and the brightest value there could be are the ends of its output range.
-    with np.errstate(over="ignore"):
-        low, high = apply_windowing(np.array([-1e9, 1e9]), dataset)
-    return (apply_windowing(values, dataset) - low) * 255 / (high - low)
-
-
-def _look_up(values: np.ndarray, voi_lut: Any) -> np.ndarray:
-    """VOI LUT over its full output range. pydicom 3.0's own wraps the index of a table whose entries have 8 bits."""
-    num_entries, first_value, num_bits = voi_lut.LUTDescriptor
-    table = voi_lut.LUTData
-    if isinstance(table, bytes):
-        table = np.frombuffer(table, "<u2" if len(table) >= 2 * (num_entries or 2**16) else "u1")
-    index = np.clip(np.rint(values).astype(np.int64) - first_value, 0, len(table) - 1)
-    return np.asarray(table, np.float64)[index] * 255 / (2**num_bits - 1)
+def _fitted_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    width, height = (round(side * short_side / min(size)) for side in size)
+    return width, height

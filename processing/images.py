@@ -16,7 +16,7 @@ from modeling_alta.radiograph_alta import read_radiograph
 __all__ = ["SHORT_SIDE", "TooSmallError", "encode_image", "encode_png", "shrink"]
 
 SHORT_SIDE = 512
-MIN_SIDE = 2
+MIN_SIDE = 32  # less is an icon or a damaged export; the reader itself takes any size
 PNG_LEVEL = 4  # on radiographs as small as level 6, in a third of its time
 
 
@@ -36,14 +36,15 @@ def encode_image(image: Any, short_side: int = SHORT_SIDE) -> dict[str, bytes | 
         `dict`: `bytes`, a PNG of one 8-bit channel, and `path`, `None`.
 
     Raises:
-        `ValueError`: the image cannot be decoded (see `read_radiograph`), or has a side of less than 2 pixels.
+        `ValueError`: the image cannot be decoded or is too large (see `read_radiograph`), or has a side of less than
+            32 pixels.
     """
-    return {"bytes": encode_png(shrink(read_radiograph(image), short_side)), "path": None}
+    return {"bytes": encode_png(shrink(read_radiograph(image, short_side=short_side), short_side)), "path": None}
 
 
 def shrink(grey: Image.Image, short_side: int = SHORT_SIDE) -> Image.Image:
     """Scale an 8-bit image down to a short side of `short_side` pixels; a smaller one stays as it is."""
-    if min(grey.size) < MIN_SIDE:
+    if min(grey.size) < min(MIN_SIDE, short_side):
         raise TooSmallError(f"`image` must be at least {MIN_SIDE} pixels wide and high, got {grey.size}.")
     scale = short_side / min(grey.size)
     if scale >= 1:

@@ -32,7 +32,7 @@ def build(root, *rows, columns=COLUMNS):
         for index, row in enumerate(rows):
             row = DEFAULTS | {"patientid": "1", "filename": f"{index}.png"} | row
             writer.writerow(row)
-            Image.fromarray(np.full((4, 4), index, np.uint8)).save(root / "images" / f"{index}.png")
+            Image.fromarray(np.full((32, 32), index, np.uint8)).save(root / "images" / f"{index}.png")
     return root
 
 

@@ -30,7 +30,7 @@ def separate_cache(monkeypatch, tmp_path_factory):
 def make_record(study_id="s", patient_id="patient-0", **changes):
     record = dict.fromkeys(STUDY_FEATURES, None)
     texts = dict.fromkeys(("findings", "impression", "report", "source", "license"), "text")
-    image = encode_image(np.full((4, 6), 9, np.uint8))
+    image = encode_image(np.full((32, 48), 9, np.uint8))
     record |= texts | {"study_id": study_id, "patient_id": patient_id, "labels": ["A"], "current_frontal": image}
     return record | changes
 
@@ -71,7 +71,7 @@ def test_plain_load_dataset_gives_the_splits_and_features(tmp_path):
         assert loaded[split].features == STUDY_FEATURES
         record = loaded[split][0]
         assert record["patient_id"] == patient and record["study_datetime"] == when and record["labels"] == ["A"]
-        assert record["current_frontal"].size == (6, 4) and record["prior_frontal"] is None
+        assert record["current_frontal"].size == (48, 32) and record["prior_frontal"] is None
 
 
 def test_split_without_records_does_not_stop_the_others(tmp_path):
@@ -86,7 +86,7 @@ def test_summary_counts_records_and_what_was_left_out(tmp_path):
     excluded = Counter()
 
     def records():
-        yield make_record("a", current_lateral=encode_image(np.zeros((4, 4), np.uint8)))
+        yield make_record("a", current_lateral=encode_image(np.zeros((32, 32), np.uint8)))
         yield make_record("b", PATIENTS["test"], prior_study_id="a", days_since_prior=1.0)
         excluded["row: late"] += 2
 

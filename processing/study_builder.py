@@ -117,7 +117,7 @@ def _make_record(corpus: Corpus, views: _Views, prior: _Views | None) -> dict[st
     study = views.study
     own = {name: getattr(study, name) for name in ("study_datetime", "source", "license", *TEXTS)}
     own |= {"labels": list(study.labels)} | _read_report(corpus, study) | dict(views.frontal_file.fields or {})
-    if not own["report"].strip():
+    if corpus.needs_report and not own["report"].strip():
         raise StudyLeftOut(corpus.empty_report)
     is_dated = prior is not None and corpus.time_unit == "day"
     return {

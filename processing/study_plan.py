@@ -94,6 +94,8 @@ class Corpus:
         time_unit (`str`, defaults to `"day"`): "day", so that `days_since_prior` is a difference of times, or "order"
             where a time is only a number in a row, and `days_since_prior` stays empty.
         empty_report (`str`): reason under which a study without a report is counted.
+        needs_report (`bool`, defaults to `True`): `False` for a corpus of images and labels, whose records have an
+            empty `report`: zero-shot evaluation takes them, training refuses them.
         settings (`dict`): choices that readers of the records must know, such as the report sections; saved in
             `summary.json`. Plain JSON values.
     """
@@ -104,6 +106,7 @@ class Corpus:
     read_image: Callable[[Path], Any] | None = None
     time_unit: str = "day"
     empty_report: str = "study: empty report"
+    needs_report: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):

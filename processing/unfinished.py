@@ -127,7 +127,8 @@ def _fingerprint(plan: Plan, settings: Any) -> str:
     corpus = plan.corpus
     calls = [_name_call(call) for call in (corpus.read_report, corpus.read_image)]
     root = str(Path(corpus.root).resolve())
-    digest = hashlib.sha256(repr([corpus.name, root, corpus.time_unit, corpus.empty_report, calls, settings]).encode())
+    rules = [corpus.time_unit, corpus.empty_report, corpus.needs_report]
+    digest = hashlib.sha256(repr([corpus.name, root, rules, calls, settings]).encode())
     for study in plan.studies:
         digest.update(repr(study).encode())
     return digest.hexdigest()

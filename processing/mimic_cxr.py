@@ -179,7 +179,8 @@ def _read_time(date: str, time: str) -> datetime | None:
     try:
         if not (len(date) == 8 and 0 < len(whole) <= 6 and (date + whole + (fraction or "0")).isdecimal()):
             return None
-        moment = datetime.strptime(date + whole.zfill(6), "%Y%m%d%H%M%S")
+        digits = date + whole.zfill(6)
+        moment = datetime(int(digits[:4]), *(int(digits[start : start + 2]) for start in range(4, 14, 2)))
         return moment + timedelta(milliseconds=round(float(f"0.{fraction or 0}") * 1000))
     except ValueError:
         return None

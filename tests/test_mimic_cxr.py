@@ -8,7 +8,6 @@ from corpus_trees import grey, write_and_load, write_dicom, write_image, write_t
 
 from processing.chexpert_labels import CHEXPERT_LABELS
 from processing.mimic_cxr import main, plan_mimic_cxr
-from processing.mimic_views import read_view
 
 
 METADATA = (
@@ -123,30 +122,6 @@ def test_best_view_is_taken_and_other_views_are_counted(tmp_path):
         "row: the study has a better or earlier lateral": 1,
         "row: view is not known": 1,
     }
-
-
-@pytest.mark.parametrize(
-    ("position", "code", "description", "view"),
-    [
-        ("AP", "postero-anterior", "CHEST (PA AND LAT)", "AP"),
-        ("SWIMMERS", "lateral", "", "other"),
-        ("", "postero-anterior", "", "PA"),
-        ("", "antero-posterior", "CHEST (PA AND LAT)", "AP"),
-        ("", "lateral", "", "LATERAL"),
-        ("", "left lateral", "", "LL"),
-        ("", "left anterior oblique", "CHEST (PORTABLE AP)", "other"),
-        ("", "Recumbent", "CHEST (PORTABLE AP)", "AP"),
-        ("", "", "CHEST (PRE-OP AP ONLY)", "AP"),
-        ("", "", "CHEST (PA AND LAT)", ""),
-        ("", "", "CHEST (SINGLE VIEW)", ""),
-        ("", "", "CHEST (LAT DECUB ONLY)", ""),
-        ("", "", "TRAUMA #2 (AP CXR AND PELVIS PORT)", ""),
-        ("", "", "AP/PA SINGLE VIEW EXPIRATORY CHEST", ""),
-        ("", "", "", ""),
-    ],
-)
-def test_gap_in_the_view_is_filled_where_another_column_decides(position, code, description, view):
-    assert read_view(position, code, description)[0] == view
 
 
 def test_filled_gaps_are_used_and_counted(tmp_path):

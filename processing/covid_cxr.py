@@ -9,26 +9,24 @@ next best row takes its place. The report is the clinical notes of the frontal; 
 record but can be a prior.
 
 Every row is kept as the frontal or the lateral of a study, or counted under one reason "row: ..."; every study is a
-record, or counted under one reason "study: ...". So `rows` = images kept + the rows left out, and
+record, or counted under one reason "study: ...". So `rows` = `images` + the rows left out, and
 `studies` = `records` + the studies left out.
 """
 
 import argparse
 import csv
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from processing.study_plan import Corpus, ImageFile, Plan, Study
+from processing.write_records import corpus_parser, run_corpus, write_records
 
-from processing.study_records import encode_image, find_priors, write_study_records
 
-
-__all__ = ["group_studies", "iter_study_records", "main", "prepare_covid_cxr", "read_metadata"]
+__all__ = ["main", "plan_covid_cxr", "prepare_covid_cxr", "read_metadata"]
 
 SOURCE = "COVID-19 Image Data Collection"
 FRONTAL_VIEWS = ("PA", "AP", "AP Supine")  # best first
@@ -37,18 +35,6 @@ REQUIRED_COLUMNS = ("patientid", "offset", "view", "finding", "filename", "licen
 DATE_FORMATS = ("%Y-%m-%d", "%B %d, %Y", "%b %d, %Y")
 
 Row = Mapping[str, str]
-
-
-@dataclass
-class CovidStudy:
-    """Rows of one study, and the images chosen from them; `days` is the offset, `None` where there is none."""
-
-    study_id: str
-    days: float | None
-    rows: list[Row] = field(default_factory=list)
-    frontal_row: Row | None = None
-    frontal: dict[str, Any] | None = None
-    lateral: dict[str, Any] | None = None
 
 
 def read_metadata(root: str | Path) -> list[Row]:
@@ -74,22 +60,68 @@ def read_metadata(root: str | Path) -> list[Row]:
     return [{name: value.strip() for name, value in row.items() if name is not None} for row in rows]
 
 
-def group_studies(rows: Sequence[Row], excluded: Counter) -> dict[str, list[CovidStudy]]:
-    """Studies by patient, in file order; a row without a patient is counted and left out."""
-    studies: dict[str, dict[Any, CovidStudy]] = {}
+def plan_covid_cxr(root: str | Path) -> Plan:
+    """
+    Plan the studies of a folder of the collection.
+
+    Args:
+        root (`str` or `Path`): folder with `metadata.csv` and the images, at `root/<folder>/<filename>` of each row.
+
+    Raises:
+        `FileNotFoundError`: no `metadata.csv`.
+        `ValueError`: a missing column.
+    """
+    rows, excluded = read_metadata(root), Counter()
     taken: set[str] = set()
+    studies = [
+        _plan_study(patient, days, of_study, taken, excluded)
+        for patient, of_patient in _group_rows(rows, excluded).items()
+        for days, of_study in of_patient
+    ]
+    corpus = Corpus(SOURCE, root, empty_report="study: empty clinical notes", settings={"report": "clinical notes"})
+    return Plan(corpus, studies, excluded, {"rows": len(rows)})
+
+
+def _group_rows(rows: Sequence[Row], excluded: Counter) -> dict[str, list[tuple[float | None, list[Row]]]]:
+    """Patient → the offset and the rows of each study, in file order."""
+    patients: dict[str, dict[Any, tuple[float | None, list[Row]]]] = {}
     for index, row in enumerate(rows):
-        patient, days = row["patientid"], _parse_offset(row["offset"])
-        if not patient:
+        if not row["patientid"]:
             excluded["row: no patient id"] += 1
             continue
-        of_patient = studies.setdefault(patient, {})
+        days = _parse_offset(row["offset"])
         key = ("row", index) if days is None else days
-        if key not in of_patient:
-            name = Path(row["filename"]).stem if days is None else f"day{days:.15g}"
-            of_patient[key] = CovidStudy(_unique(f"p{patient}_{name}", taken), days)
-        of_patient[key].rows.append(row)
-    return {patient: list(of_patient.values()) for patient, of_patient in studies.items()}
+        patients.setdefault(row["patientid"], {}).setdefault(key, (days, []))[1].append(row)
+    return {patient: list(studies.values()) for patient, studies in patients.items()}
+
+
+def _plan_study(patient: str, days: float | None, rows: list[Row], taken: set[str], excluded: Counter) -> Study:
+    name = Path(rows[0]["filename"]).stem if days is None else f"day{days:.15g}"
+    frontals = sorted((row for row in rows if row["view"] in FRONTAL_VIEWS), key=_rank_frontal)
+    laterals = [row for row in rows if row["view"] == LATERAL_VIEW]
+    excluded["row: another or an unknown view"] += len(rows) - len(frontals) - len(laterals)
+    return Study(
+        _unique(f"p{patient}_{name}", taken), patient, _image_files(frontals), _image_files(laterals), time=days
+    )
+
+
+def _rank_frontal(row: Row) -> int:
+    return FRONTAL_VIEWS.index(row["view"])
+
+
+def _image_files(rows: Sequence[Row]) -> tuple[ImageFile, ...]:
+    """The notes of an image are about the image, so they make the report of the study whose frontal it becomes."""
+    return tuple(ImageFile(f"{row.get('folder') or 'images'}/{row['filename']}", _record_fields(row)) for row in rows)
+
+
+def _record_fields(row: Row) -> dict[str, Any]:
+    return {
+        "study_datetime": _parse_date(row.get("date", "")),
+        "report": row["clinical_notes"],
+        "labels": _split_labels(row["finding"]),
+        "source": _name_source(row),
+        "license": row["license"],
+    }
 
 
 def _parse_offset(text: str) -> float | None:
@@ -107,80 +139,6 @@ def _unique(name: str, taken: set[str]) -> str:
         candidate = f"{name}_{count}"
     taken.add(candidate)
     return candidate
-
-
-def iter_study_records(
-    root: str | Path, studies: Mapping[str, Sequence[CovidStudy]], excluded: Counter
-) -> Iterator[dict[str, Any]]:
-    """Yield the records patient by patient, so that the images of one patient at a time are held in memory.
-
-    Args:
-        root (`str` or `Path`): folder of the collection.
-        studies (`dict`): studies by patient, from `group_studies`.
-        excluded (`Counter`): is filled with what is left out, by reason.
-    """
-    for patient, of_patient in tqdm(studies.items(), desc="reading radiographs", unit="patient", delay=2):
-        for study in of_patient:
-            _choose_images(Path(root), study, excluded)
-        with_frontal = [study for study in of_patient if study.frontal]
-        priors = find_priors([study.days for study in with_frontal])
-        for study, prior in zip(with_frontal, priors, strict=True):
-            if not study.frontal_row["clinical_notes"]:
-                excluded["study: empty clinical notes"] += 1
-                continue
-            yield _make_record(patient, study, None if prior is None else with_frontal[prior])
-        for study in of_patient:
-            study.frontal = study.lateral = None
-
-
-def _choose_images(root: Path, study: CovidStudy, excluded: Counter) -> None:
-    frontals = [row for row in study.rows if row["view"] in FRONTAL_VIEWS]
-    laterals = [row for row in study.rows if row["view"] == LATERAL_VIEW]
-    excluded["row: another or an unknown view"] += len(study.rows) - len(frontals) - len(laterals)
-    frontals.sort(key=lambda row: FRONTAL_VIEWS.index(row["view"]))
-    study.frontal_row, study.frontal = _first_readable(root, frontals, "frontal", excluded)
-    if study.frontal:
-        _, study.lateral = _first_readable(root, laterals, "lateral", excluded)
-    else:
-        excluded["row: lateral of a study without a frontal"] += len(laterals)
-        excluded["study: no frontal that can be read" if frontals else "study: no frontal"] += 1
-
-
-def _first_readable(root: Path, rows: Sequence[Row], name: str, excluded: Counter) -> tuple[Row | None, dict | None]:
-    for position, row in enumerate(rows):
-        path = root / (row.get("folder") or "images") / row["filename"]
-        if not path.is_file():
-            excluded["row: file is missing"] += 1
-            continue
-        try:
-            image = encode_image(path)
-        except (OSError, ValueError):
-            excluded["row: file cannot be decoded"] += 1
-            continue
-        excluded[f"row: the study has a better or earlier {name}"] += len(rows) - position - 1
-        return row, image
-    return None, None
-
-
-def _make_record(patient: str, study: CovidStudy, prior: CovidStudy | None) -> dict[str, Any]:
-    row = study.frontal_row
-    return {
-        "study_id": study.study_id,
-        "patient_id": patient,
-        "study_datetime": _parse_date(row.get("date", "")),
-        "current_frontal": study.frontal,
-        "current_lateral": study.lateral,
-        "prior_frontal": prior.frontal if prior else None,
-        "prior_lateral": prior.lateral if prior else None,
-        "prior_study_id": prior.study_id if prior else None,
-        "days_since_prior": study.days - prior.days if prior else None,
-        "findings": "",  # the notes have no sections
-        "impression": "",
-        "report": row["clinical_notes"],
-        "labels": _split_labels(row["finding"]),
-        "source": _name_source(row),
-        "license": row["license"],
-    }
 
 
 def _parse_date(text: str) -> datetime | None:
@@ -204,46 +162,31 @@ def _name_source(row: Row) -> str:
     return f"{SOURCE}, {link}" if link else SOURCE
 
 
-def prepare_covid_cxr(root: str | Path, output: str | Path) -> dict[str, Any]:
+def prepare_covid_cxr(root: str | Path, output: str | Path, num_proc: int = 1) -> dict[str, Any]:
     """
     Turn a folder of the collection into study records.
 
     Args:
         root (`str` or `Path`): folder with `metadata.csv` and the images, at `root/<folder>/<filename>` of each row.
         output (`str` or `Path`): folder to write `data/` and `summary.json` into.
+        num_proc (`int`, defaults to 1): worker processes.
 
     Returns:
-        `dict`: the summary of `write_study_records` with `rows` and `studies` of the input.
+        `dict`: the summary of `write_records`.
 
     Raises:
         `FileNotFoundError`: no `metadata.csv`.
         `ValueError`: a missing column, or a folder that yields no record.
     """
-    rows, excluded = read_metadata(root), Counter()
-    studies = group_studies(rows, excluded)
-    totals = {"rows": len(rows), "studies": sum(map(len, studies.values()))}
-    return write_study_records(iter_study_records(root, studies, excluded), output, excluded, **totals)
-
-
-def format_summary(summary: Mapping[str, Any]) -> str:
-    """Lines for people, of the summary that `prepare_covid_cxr` returns."""
-    lines = ["{rows} rows, {studies} studies".format_map(summary)]
-    lines += ["{records} records, {with_prior} with a prior, {with_lateral} with a lateral".format_map(summary)]
-    lines += [f"  {name}: {counts['records']}" for name, counts in summary["splits"].items()]
-    lines += ["left out:" if summary["excluded"] else "left out: nothing"]
-    lines += [f"  {reason}: {count}" for reason, count in summary["excluded"].items()]
-    return "\n".join(lines)
+    return write_records(plan_covid_cxr(root), output, num_proc)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m processing.covid_cxr", description=__doc__.splitlines()[0])
-    parser.add_argument("--root", required=True, help="folder with metadata.csv and images/")
-    parser.add_argument("--output", required=True, help="folder for data/<split>-*.parquet and summary.json")
-    options = parser.parse_args(arguments)
-    try:
-        print(format_summary(prepare_covid_cxr(options.root, options.output)))
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"error: {error}\n")
+    run_corpus(corpus_parser("covid_cxr", __doc__.splitlines()[0]), _plan, arguments)
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    return plan_covid_cxr(options.root)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from processing.study_records import (
     STUDY_FEATURES,
     assign_split,
     encode_image,
-    find_priors,
     load_study_records,
     write_study_records,
 )
@@ -74,16 +73,6 @@ def test_splits_are_stable_and_80_10_10():
         "validation": 0.1,
         "test": 0.1,
     }
-
-
-def test_prior_is_the_latest_study_that_is_strictly_earlier():
-    assert find_priors([5, -10, 0, None, 0, 7.5]) == [2, None, 1, None, 1, 0]
-    assert find_priors([]) == []
-
-
-def test_time_that_is_not_finite_is_an_error():
-    with pytest.raises(ValueError, match="`days` must be finite"):
-        find_priors([0, float("nan")])
 
 
 def test_plain_load_dataset_gives_the_splits_and_features(tmp_path):

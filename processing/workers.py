@@ -1,0 +1,129 @@
+"""Runs the per-patient function over a plan, in order: in this process, in many, or as a Ray Data job."""
+
+import multiprocessing
+import pickle
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from pathlib import Path
+
+from processing.study_builder import PatientRecords, build_patient
+from processing.study_plan import Corpus, Study
+
+
+__all__ = ["Chunk", "chunk_patients", "run_local", "run_ray"]
+
+STUDIES_PER_CHUNK = 16
+CHUNKS_AHEAD = 3  # per worker: enough that none waits, few enough that finished ones do not pile up
+
+Chunk = Sequence[Sequence[Study]]
+
+
+def chunk_patients(patients: Iterable[Sequence[Study]]) -> Iterator[Chunk]:
+    """Patients in lots of about 16 studies, the unit that is sent to a worker."""
+    chunk, size = [], 0
+    for studies in patients:
+        chunk.append(studies)
+        size += len(studies)
+        if size >= STUDIES_PER_CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def build_chunk(corpus: Corpus, chunk: Chunk) -> list[PatientRecords]:
+    """What a worker does."""
+    return [build_patient(corpus, studies) for studies in chunk]
+
+
+def run_local(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Iterator[list[PatientRecords]]:
+    """
+    Build the records chunk by chunk, on this machine.
+
+    Args:
+        corpus ([`Corpus`]): of the studies.
+        chunks (iterable of chunks): from [`chunk_patients`].
+        num_proc (`int`): worker processes; with 1 the work is done in this process.
+
+    Yields:
+        `list` of [`PatientRecords`]: one list per chunk, in the order of the chunks whatever `num_proc` is. If a file
+        kills the process that reads it, its patient is left out and counted, and the others are not.
+    """
+    if num_proc == 1:
+        yield from (build_chunk(corpus, chunk) for chunk in chunks)
+        return
+    chunks, pending, pool = iter(chunks), deque(), _new_pool(num_proc)
+    try:
+        while True:
+            for chunk in islice(chunks, CHUNKS_AHEAD * num_proc - len(pending)):
+                pending.append((chunk, _submit(pool, corpus, chunk)))
+            if not pending:
+                return
+            chunk, future = pending.popleft()
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                pool.shutdown()
+                yield [_build_apart(corpus, studies) for studies in chunk]
+                pool = _new_pool(num_proc)
+                pending = deque((later, _submit(pool, corpus, later)) for later, _ in pending)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _new_pool(num_proc: int) -> ProcessPoolExecutor:
+    """Not by plain fork, which can hang in a process with threads, such as those of Arrow."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once, not once per worker
+    return ProcessPoolExecutor(num_proc, context)
+
+
+def _submit(pool: ProcessPoolExecutor, corpus: Corpus, chunk: Chunk) -> Future:
+    try:
+        return pool.submit(build_chunk, corpus, chunk)
+    except BrokenProcessPool as error:
+        future = Future()
+        future.set_exception(error)
+        return future
+
+
+def _build_apart(corpus: Corpus, studies: Sequence[Study]) -> PatientRecords:
+    with _new_pool(1) as pool:
+        try:
+            return pool.submit(build_patient, corpus, studies).result()
+        except BrokenProcessPool:
+            files = [file.path for study in studies for file in (*study.frontals, *study.laterals)]
+            lost = PatientRecords(unreadable=files)
+            lost.excluded["study: a file of the patient kills the process that reads it"] = len(studies)
+            lost.excluded["row: a file of the patient kills the process that reads it"] = len(files)
+            return lost
+
+
+def run_ray(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Iterator[list[PatientRecords]]:
+    """
+    The same as [`run_local`] as a Ray Data job, for a corpus that outgrows one machine.
+
+    The root of the corpus must be seen by every node. A cluster is found as `ray.init()` finds it; `num_proc` only
+    sets the size of the local one that is started where there is none.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("`backend` 'ray' needs Ray: `pip install 'modeling-alta[ray]'`.") from error
+    if not ray.is_initialized():
+        root = Path(__file__).parents[1]
+        packages = [str(root / name) for name in ("processing", "modeling_alta")]
+        ray.init(num_cpus=num_proc, include_dashboard=False, runtime_env={"py_modules": packages})
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    chunks = ray.data.from_items([{"task": pickle.dumps((corpus, chunk))} for chunk in chunks])
+    for row in chunks.map(_run_task).iter_rows():
+        yield pickle.loads(row["result"])
+
+
+def _run_task(row: dict[str, bytes]) -> dict[str, bytes]:
+    return {"result": pickle.dumps(build_chunk(*pickle.loads(row["task"])))}

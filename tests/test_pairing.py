@@ -1,0 +1,28 @@
+import pytest
+
+from processing.pairing import find_priors, pair_studies
+
+
+def test_prior_is_the_latest_study_that_is_strictly_earlier():
+    assert find_priors([5, -10, 0, None, 7.5]) == [2, None, 1, None, 0]
+    assert find_priors([]) == []
+
+
+def test_studies_at_one_time_have_no_prior_and_are_nobodys():
+    pairings = pair_studies([0, 1, 1, 2, 3])
+    assert [pairing.prior for pairing in pairings] == [None, None, None, None, 3]
+    assert [pairing.reason for pairing in pairings[:4]] == [
+        "first study of the patient",
+        "another study of the patient at the same time",
+        "another study of the patient at the same time",
+        "latest earlier time has several studies",
+    ]
+
+
+def test_study_without_a_time_has_no_prior_and_is_never_one():
+    assert pair_studies([None, 4]) == [(None, "time is not known"), (None, "first study of the patient")]
+
+
+def test_time_that_is_not_finite_is_an_error():
+    with pytest.raises(ValueError, match="`times` must be finite"):
+        find_priors([0, float("nan")])

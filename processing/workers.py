@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -55,6 +56,7 @@ def run_local(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Ite
     if num_proc == 1:
         yield from (build_chunk(corpus, chunk) for chunk in chunks)
         return
+    _check_picklable(corpus)
     chunks, pending, pool = iter(chunks), deque(), _new_pool(num_proc)
     try:
         while True:
@@ -74,13 +76,23 @@ def run_local(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
+def _check_picklable(corpus: Corpus) -> None:
+    """Told here, because `concurrent.futures` can hang on a task that it cannot send."""
+    try:
+        pickle.dumps(corpus)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise ValueError(
+            "`corpus` must be picklable to be sent to workers, so its `read_report` and `read_image` must be "
+            f"functions of a module: {error}"
+        ) from error
+
+
 def _new_pool(num_proc: int) -> ProcessPoolExecutor:
-    """Not by plain fork, which can hang in a process with threads, such as those of Arrow."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # torch is imported once, not once per worker
-    return ProcessPoolExecutor(num_proc, context)
+    """By fork on Linux: workers share the libraries of this process, which else cost 0.5 GB and seconds again.
+
+    The workers decode and encode images only; they touch nothing that has threads, such as Arrow or torch's operators.
+    """
+    return ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn"))
 
 
 def _submit(pool: ProcessPoolExecutor, corpus: Corpus, chunk: Chunk) -> Future:

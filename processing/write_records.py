@@ -168,9 +168,7 @@ def corpus_parser(module: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--root", required=True, help="folder of the corpus")
     parser.add_argument("--output", required=True, help="folder for data/<split>-*.parquet and summary.json")
     parser.add_argument("--num-proc", type=int, default=os.cpu_count(), help="worker processes (default: all cores)")
-    parser.add_argument(
-        "--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, help="of a file (default: 500 MB)"
-    )
+    parser.add_argument("--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, help="of a file (default: 500 MB)")
     parser.add_argument("--backend", choices=list(BACKENDS), default="local", help="where the workers run")
     return parser
 

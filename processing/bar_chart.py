@@ -8,7 +8,7 @@ import numpy as np
 
 __all__ = ["draw_bars", "draw_histogram"]
 
-WIDTH, HEIGHT, MARGIN = 460, 170, 26
+WIDTH, HEIGHT, MARGIN, LETTER_WIDTH = 460, 170, 26, 5.5
 
 
 def draw_bars(names: Sequence[str], values: Sequence[float], unit: str, title: str) -> str:
@@ -23,6 +23,7 @@ def draw_bars(names: Sequence[str], values: Sequence[float], unit: str, title: s
     """
     top, step = max([*values, 1e-9]), (WIDTH - 2) / max(len(values), 1)
     every = max(1, len(names) // 8)
+    width = max(3, int(every * step / LETTER_WIDTH))
     parts = [f'<text x="0" y="14" class="title">{escape(title)}</text>']
     for index, (name, value) in enumerate(zip(names, values, strict=True)):
         height = (HEIGHT - 2 * MARGIN) * value / top
@@ -30,7 +31,8 @@ def draw_bars(names: Sequence[str], values: Sequence[float], unit: str, title: s
         parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(step - 2, 1):.1f}" height="{height:.1f}">')
         parts.append(f"<title>{escape(name)}: {value:,.6g} {escape(unit)}</title></rect>")
         if index % every == 0:
-            parts.append(f'<text x="{x + step / 2:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(name)}</text>')
+            short = name if len(name) <= width else name[: width - 1] + "…"
+            parts.append(f'<text x="{x + step / 2:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(short)}</text>')
     parts.append(f'<text x="{WIDTH}" y="14" text-anchor="end">highest: {top:,.6g} {escape(unit)}</text>')
     label = escape(title, quote=True)
     view = f'viewBox="-14 0 {WIDTH + 28} {HEIGHT}" width="{WIDTH}"'

@@ -5,7 +5,7 @@
 RECORDS is a folder of study records, BENCHMARK another one or a folder of image files. Prints JSON for the model card.
 Exact means the same pixels once both are made as records are (or the same report, white space and case aside); near
 means difference hashes that differ in at most `--max-distance` of 256 bits. At the default of 16, copies that were
-scaled, brightened or compressed again are found, and of 298 different radiographs no two are taken for one.
+scaled, brightened or compressed again are found, and among 298 radiographs only true copies are.
 """
 
 import argparse

@@ -2,11 +2,8 @@
 
 import hashlib
 import io
-import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +16,7 @@ from tqdm import tqdm
 
 from modeling_alta.configuration_alta import VIEW_NAMES
 from processing.shards import find_shards
+from processing.workers import map_ordered
 
 
 __all__ = ["ScannedImage", "ScannedRecord", "difference_hash", "read_rows", "scan_image", "scan_records"]
@@ -64,9 +62,9 @@ def difference_hash(grey: Image.Image) -> bytes:
     """
     256 bits that say where the image grows brighter to the right, on 16 rows of 17 averaged pixels.
 
-    Copies of an image that were scaled, brightened or compressed again differ in few of them. The usual 64 bits are too
-    few for radiographs of the chest, which look alike: of 298 images of the COVID-19 collection 57 pairs differ in at
-    most 4 of 64 bits, but only the 5 pairs of true copies in less than 31 of 256.
+    Copies of an image that were scaled, brightened or compressed again differ in few of them. The usual 64 bits are
+    too few for radiographs of the chest, which look alike: of 298 images of the COVID-19 collection 57 pairs differ in
+    at most 4 of 64 bits, but only the 5 pairs of true copies in less than 31 of 256.
 
     Args:
         grey (`PIL.Image.Image` of mode "L"): the image.
@@ -98,27 +96,24 @@ def scan_records(
     shards = find_shards(Path(path) / "data")
     if not shards:
         raise ValueError(f"`path` must be a folder of study records (data/<split>-*.parquet), got {path} with none.")
-    counts = {shard: pq.read_metadata(shard).num_row_groups for shard in shards}
-    groups = [(shard, group, tuple(views)) for shard, count in counts.items() for group in range(count)]
-    num_proc = min(num_proc or os.cpu_count() or 1, 1 + len(groups) // GROUPS_PER_WORKER)
-    progress = tqdm(_map_groups(groups, num_proc), total=len(groups), desc="checking", unit="group", delay=2)
+    total = sum(pq.read_metadata(shard).num_row_groups for shard in shards)
+    num_proc = min(num_proc or os.cpu_count() or 1, 1 + total // GROUPS_PER_WORKER)
+    # Workers get rows, not files: they are forked, and the threads of Arrow do not survive that.
+    found = map_ordered(_scan_group, _read_groups(shards, tuple(views)), num_proc)
+    progress = tqdm(found, total=total, desc="checking", unit="group", delay=2)
     return [record for records in progress for record in records]
 
 
-def _map_groups(groups: list[tuple], num_proc: int) -> Iterator[list[ScannedRecord]]:
-    if num_proc == 1:
-        yield from map(_scan_group, groups)
-        return
-    # Unlike the writer's, these workers read Parquet, and the threads of Arrow do not survive a fork.
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(num_proc, context) as pool:
-        yield from pool.map(_scan_group, groups)
+def _read_groups(shards: Sequence[Path], views: tuple[str, ...]) -> Iterator[tuple]:
+    for shard in shards:
+        with pq.ParquetFile(shard) as file:
+            for group in range(file.num_row_groups):
+                yield shard, group, file.read_row_group(group).to_pylist(), views
 
 
-def _scan_group(where: tuple[Path, int, tuple[str, ...]]) -> list[ScannedRecord]:
-    shard, group, views = where
+def _scan_group(task: tuple[Path, int, list[dict[str, Any]], tuple[str, ...]]) -> list[ScannedRecord]:
+    shard, group, rows, views = task
     known: dict[bytes, ScannedImage] = {}
-    rows = pq.ParquetFile(shard).read_row_group(group).to_pylist()
     return [_scan_row(shard, group, number, row, views, known) for number, row in enumerate(rows)]
 
 

@@ -4,17 +4,18 @@ import multiprocessing
 import pickle
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from processing.study_builder import PatientRecords, build_patient
 from processing.study_plan import Corpus, Study
 
 
-__all__ = ["Chunk", "chunk_patients", "run_local", "run_ray"]
+__all__ = ["Chunk", "chunk_patients", "map_ordered", "run_local", "run_ray"]
 
 STUDIES_PER_CHUNK = 16
 CHUNKS_AHEAD = 3  # per worker: enough that none waits, few enough that finished ones do not pile up
@@ -114,6 +115,21 @@ def _build_apart(corpus: Corpus, studies: Sequence[Study]) -> PatientRecords:
             lost.excluded["study: a file of the patient kills the process that reads it"] = len(studies)
             lost.excluded["row: a file of the patient kills the process that reads it"] = len(files)
             return lost
+
+
+def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], num_proc: int) -> Iterator[Any]:
+    """Apply a function of a module to items in worker processes; results in order, few items held at once."""
+    if num_proc == 1:
+        yield from map(function, items)
+        return
+    pending: deque[Future] = deque()
+    with _new_pool(num_proc) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > num_proc:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def run_ray(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Iterator[list[PatientRecords]]:

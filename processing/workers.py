@@ -2,18 +2,20 @@
 
 import multiprocessing
 import pickle
+import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from processing.study_builder import PatientRecords, build_patient
 from processing.study_plan import Corpus, Study
 
 
-__all__ = ["Chunk", "chunk_patients", "run_local", "run_ray"]
+__all__ = ["Chunk", "chunk_patients", "map_ordered", "run_local", "run_ray"]
 
 STUDIES_PER_CHUNK = 16
 CHUNKS_AHEAD = 3  # per worker: enough that none waits, few enough that finished ones do not pile up
@@ -55,6 +57,7 @@ def run_local(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Ite
     if num_proc == 1:
         yield from (build_chunk(corpus, chunk) for chunk in chunks)
         return
+    _check_picklable(corpus)
     chunks, pending, pool = iter(chunks), deque(), _new_pool(num_proc)
     try:
         while True:
@@ -74,13 +77,23 @@ def run_local(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
+def _check_picklable(corpus: Corpus) -> None:
+    """Told here, because `concurrent.futures` can hang on a task that it cannot send."""
+    try:
+        pickle.dumps(corpus)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise ValueError(
+            "`corpus` must be picklable to be sent to workers, so its `read_report` and `read_image` must be "
+            f"functions of a module: {error}"
+        ) from error
+
+
 def _new_pool(num_proc: int) -> ProcessPoolExecutor:
-    """Not by plain fork, which can hang in a process with threads, such as those of Arrow."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # torch is imported once, not once per worker
-    return ProcessPoolExecutor(num_proc, context)
+    """By fork on Linux: workers share the libraries of this process, which else cost 0.5 GB and seconds again.
+
+    The workers decode and encode images only; they touch nothing that has threads, such as Arrow or torch's operators.
+    """
+    return ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn"))
 
 
 def _submit(pool: ProcessPoolExecutor, corpus: Corpus, chunk: Chunk) -> Future:
@@ -102,6 +115,21 @@ def _build_apart(corpus: Corpus, studies: Sequence[Study]) -> PatientRecords:
             lost.excluded["study: a file of the patient kills the process that reads it"] = len(studies)
             lost.excluded["row: a file of the patient kills the process that reads it"] = len(files)
             return lost
+
+
+def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], num_proc: int) -> Iterator[Any]:
+    """Apply a function of a module to items in worker processes; results in order, few items held at once."""
+    if num_proc == 1:
+        yield from map(function, items)
+        return
+    pending: deque[Future] = deque()
+    with _new_pool(num_proc) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > num_proc:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def run_ray(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Iterator[list[PatientRecords]]:

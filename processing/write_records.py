@@ -27,7 +27,7 @@ __all__ = ["BACKENDS", "corpus_parser", "format_summary", "run_corpus", "write_r
 
 BACKENDS = {"local": run_local, "ray": run_ray}
 UNREADABLE_SHOWN = 100
-STUDIES_PER_WORKER = 64  # fewer are done before a worker has started
+STUDIES_PER_WORKER = 16  # fewer are done before a worker has started
 
 
 def write_records(

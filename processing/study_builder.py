@@ -89,7 +89,7 @@ def _first_readable(
         image, problem = _encode(corpus, file)
         if image is None:
             made.excluded[problem] += 1
-            made.unreadable.append(file.path)
+            made.unreadable.append(file.shown_as or file.path)
             continue
         made.num_images += 1
         made.excluded[f"row: the study has a better or earlier {slot}"] += len(files) - position - 1
@@ -115,6 +115,8 @@ def _encode(corpus: Corpus, file: ImageFile) -> tuple[dict[str, Any] | None, str
 
 def _make_record(corpus: Corpus, views: _Views, prior: _Views | None) -> dict[str, Any]:
     study = views.study
+    if study.left_out:
+        raise StudyLeftOut(study.left_out)
     own = {name: getattr(study, name) for name in ("study_datetime", "source", "license", *TEXTS)}
     own |= {"labels": list(study.labels)} | _read_report(corpus, study) | dict(views.frontal_file.fields or {})
     if corpus.needs_report and not own["report"].strip():

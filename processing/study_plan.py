@@ -35,10 +35,13 @@ class ImageFile:
         path (`str`): below the corpus' root, or absolute.
         fields (`dict`, *optional*): columns of the record that hold if this file becomes the frontal, in place of the
             study's own: `report`, `labels`, `source`, `license`, `study_datetime`, ...
+        shown_as (`str`, *optional*): what `summary.json` calls the file if it cannot be read, where its path must not
+            be seen.
     """
 
     path: str
     fields: Mapping[str, Any] | None = None
+    shown_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Study:
         labels (tuple of `str`), source, license (`str`): as in the record.
         split (`str`, *optional*): "train", "validation" or "test" where the corpus has an official one, the same for
             all studies of a patient; else a hash of the patient decides.
+        left_out (`str`, *optional*): a reason, "study: ...", for which the study yields no record but can be a prior;
+            for a report in a table, what `StudyLeftOut` is for one in a file.
     """
 
     study_id: str
@@ -76,6 +81,7 @@ class Study:
     source: str = ""
     license: str = ""
     split: str | None = None
+    left_out: str | None = None
 
 
 @dataclass(frozen=True)

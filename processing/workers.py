@@ -110,8 +110,8 @@ def _build_apart(corpus: Corpus, studies: Sequence[Study]) -> PatientRecords:
         try:
             return pool.submit(build_patient, corpus, studies).result()
         except BrokenProcessPool:
-            files = [file.path for study in studies for file in (*study.frontals, *study.laterals)]
-            lost = PatientRecords(unreadable=files)
+            files = [file for study in studies for file in (*study.frontals, *study.laterals)]
+            lost = PatientRecords(unreadable=[file.shown_as or file.path for file in files])
             lost.excluded["study: a file of the patient kills the process that reads it"] = len(studies)
             lost.excluded["row: a file of the patient kills the process that reads it"] = len(files)
             return lost

@@ -1,0 +1,143 @@
+"""What the header of a DICOM radiograph says: whose it is, when it was taken, and which view it shows.
+
+The first of these that names a view decides it: ViewPosition, ViewCodeSequence, PatientOrientation (rows that run to
+the left or right of the patient make a frontal, to the front or back a lateral), SeriesDescription. A text that names
+both a frontal and a lateral, such as "CHEST PA AND LAT", decides nothing.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pydicom
+
+
+__all__ = ["DicomHeader", "read_header"]
+
+MODALITIES = ("CR", "DX", "DR", "RG")
+CHEST = re.compile(r"CHEST|THORA|LUNG|PULM", re.IGNORECASE)
+FRONTAL_WORDS = ("PA", "AP", "FRONTAL")  # the first one found names the view
+LATERAL_WORDS = frozenset(("LAT", "LATERAL", "LL", "RL"))
+OTHER_WORDS = frozenset(("DECUB", "DECUBITUS", "LLD", "LLO", "LORDOTIC", "OBL", "OBLIQUE", "RLD", "RLO"))
+LONG_WORDS = {
+    "POSTERO-ANTERIOR": "PA",
+    "POSTEROANTERIOR": "PA",
+    "ANTERO-POSTERIOR": "AP",
+    "ANTEROPOSTERIOR": "AP",
+}
+TAGS = (
+    "AccessionNumber",
+    "BodyPartExamined",
+    "BurnedInAnnotation",
+    "Modality",
+    "PatientID",
+    "PatientName",
+    "PatientOrientation",
+    "SeriesDescription",
+    "StudyDate",
+    "StudyInstanceUID",
+    "StudyTime",
+    "ViewCodeSequence",
+    "ViewPosition",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DicomHeader:
+    """
+    One file.
+
+    Args:
+        study_uid, patient_id, patient_name, accession (`str`): as in the header.
+        date (`datetime`, *optional*): of the study; midnight without a time of day.
+        view (`str`): "PA", "AP", "frontal", "lateral", "other", or `""` where nothing decides it.
+        problem (`str`, *optional*): a reason, "row: ...", for which the file cannot be taken.
+    """
+
+    study_uid: str = ""
+    patient_id: str = ""
+    patient_name: str = ""
+    accession: str = ""
+    date: datetime | None = None
+    view: str = ""
+    problem: str | None = None
+
+
+def read_header(path: str | Path) -> DicomHeader:
+    """Read the header of a file, and none of its pixels; a file that is no DICOM has its `problem` said."""
+    path = Path(path)
+    if not path.stat().st_size:
+        return DicomHeader(problem="row: file is empty")
+    try:
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(TAGS))
+        return _interpret(dataset)
+    except Exception:  # pydicom raises almost anything on damaged content
+        return DicomHeader(problem="row: file is no DICOM")
+
+
+def _interpret(dataset: Any) -> DicomHeader:
+    names = ("StudyInstanceUID", "PatientID", "PatientName", "AccessionNumber")
+    identifiers = [str(dataset.get(name) or "").strip() for name in names]
+    date = _read_date(str(dataset.get("StudyDate") or ""), str(dataset.get("StudyTime") or ""))
+    view = _read_view(dataset)
+    return DicomHeader(*identifiers, date, view, _find_problem(dataset, *identifiers[:2], view))
+
+
+def _find_problem(dataset: Any, study_uid: str, patient_id: str, view: str) -> str | None:
+    if not len(dataset):
+        return "row: file is no DICOM"
+    if not (study_uid and patient_id):
+        return "row: no StudyInstanceUID or PatientID"
+    if (dataset.get("Modality") or MODALITIES[0]) not in MODALITIES:
+        return "row: another modality than radiography"
+    if not CHEST.search(dataset.get("BodyPartExamined") or "CHEST"):
+        return "row: another part of the body than the chest"
+    if dataset.get("BurnedInAnnotation") == "YES":
+        return "row: text is burned into the image"
+    if view in ("", "other"):
+        return "row: another view than frontal or lateral" if view else "row: nothing in the header decides the view"
+    return None
+
+
+def _read_date(date: str, time: str) -> datetime | None:
+    """ "20200131" and "0930" or "093000.123"; a time that cannot be read leaves the day."""
+    digits = time.strip().partition(".")[0].replace(":", "").ljust(6, "0")
+    for text, date_format in ((date.strip() + digits, "%Y%m%d%H%M%S"), (date.strip(), "%Y%m%d")):
+        try:
+            return datetime.strptime(text, date_format)
+        except ValueError:
+            continue
+    return None
+
+
+def _read_view(dataset: Any) -> str:
+    codes = dataset.get("ViewCodeSequence") or ()
+    meaning = " ".join(str(code.get("CodeMeaning") or "") for code in codes)
+    return (
+        _view_in_words(str(dataset.get("ViewPosition") or ""))
+        or _view_in_words(meaning)
+        or _view_of_orientation(dataset.get("PatientOrientation") or ())
+        or _view_in_words(str(dataset.get("SeriesDescription") or ""))
+    )
+
+
+def _view_in_words(text: str) -> str:
+    text = text.upper()
+    for long, short in LONG_WORDS.items():
+        text = text.replace(long, short)
+    words = set(re.findall(r"[^\W\d_]+", text))
+    frontal = next((word for word in FRONTAL_WORDS if word in words), "")
+    if words & OTHER_WORDS:
+        return "other"
+    if words & LATERAL_WORDS:
+        return "" if frontal else "lateral"
+    return frontal.lower() if frontal == "FRONTAL" else frontal
+
+
+def _view_of_orientation(orientation: Any) -> str:
+    directions = {str(direction)[:1] for direction in orientation}
+    if any(len(str(direction)) != 1 for direction in orientation) or not directions & set("HF"):
+        return ""
+    return "frontal" if directions & set("LR") else "lateral" if directions & set("AP") else ""

@@ -20,11 +20,11 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, gath
 from peft import PeftModel, get_peft_config, get_peft_model
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import BertTokenizerFast, get_cosine_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup
 
 from eval.protocol import preprocessing_sha256, write_json
 from modeling_alta import AltaConfig, AltaForMaskedRecordModeling, AltaForPreTraining, AltaProcessor
-from modeling_alta.convert_alta import convert_mrm, load_mae
+from modeling_alta.convert_alta import convert_mrm, load_mae, read_tokenizer
 from modeling_alta.export_alta import build_processor, export_adapter, export_full
 from processing.augmentation import StudyTransform
 from processing.study_records import load_study_records
@@ -113,7 +113,7 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
 
 
 def build_mrm(args: TrainArguments) -> tuple[AltaForMaskedRecordModeling, AltaProcessor]:
-    tokenizer = BertTokenizerFast.from_pretrained(args.text_encoder)
+    tokenizer = read_tokenizer(args.text_encoder)
     settings = {"max_report_length": 100, **args.model, "use_adapters": False}
     settings["text_config"] = {**settings.get("text_config", {}), "vocab_size": len(tokenizer)}
     model = AltaForMaskedRecordModeling(AltaConfig(**settings))
@@ -126,7 +126,8 @@ def build_alta(args: TrainArguments, accelerator: Accelerator) -> tuple[PeftMode
     """The frozen base, written to `output_dir/base` if it is new, and the adapter over it."""
     if args.base is None:
         model, _ = convert_mrm(args.mrm, args.text_encoder, args.vision_heads, args.decoder_heads, **args.model)
-        processor = build_processor(model.config, BertTokenizerFast.from_pretrained(args.text_encoder))
+        tokenizer = read_tokenizer(args.text_encoder, model.config.text_config.vocab_size)
+        processor = build_processor(model.config, tokenizer)
         if accelerator.is_main_process:
             export_full(model, processor, base_folder(args))
     else:

@@ -96,8 +96,8 @@ def output_size(module: nn.Module) -> int:
 
 
 def bottleneck_size(hidden_size: int, ratio: float) -> int:
-    """Adapter width of a module, at least 1."""
-    return max(1, int(hidden_size * ratio))
+    """Adapter width of a module, at least 1; a ratio that was read off a width gives that width again."""
+    return max(1, int(hidden_size * ratio + 1e-6))
 
 
 def add_adapters(model: nn.Module, config: AltaConfig) -> None:

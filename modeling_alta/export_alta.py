@@ -102,7 +102,8 @@ def export_adapter(
     output = Path(output)
     _check_free_of(output, "config.json")
     model.peft_config[adapter_name].base_model_name_or_path = str(base)
-    model.save_pretrained(output, selected_adapters=[adapter_name])
+    # The word embeddings are frozen; left to decide, PEFT would look the base up on the Hub to compare vocabularies.
+    model.save_pretrained(output, selected_adapters=[adapter_name], save_embedding_layers=False)
     _move_up(output / adapter_name)
     return _complete(output, processor, card)
 

@@ -199,6 +199,8 @@ def _build_model(
         max_position_embeddings=tokenizer.model_max_length,
         pad_token_id=tokenizer.pad_token_id,
         projection_size=projection_size,
+        # BERT's 0.02 is for its 768; a small encoder would give every report nearly the same class token for long.
+        initializer_range=0.02 * (768 / hidden_size) ** 0.5,
     )
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return ReportEncoder(config).to(device)

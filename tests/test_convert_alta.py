@@ -280,6 +280,13 @@ def test_a_missing_key_of_the_text_encoder_is_an_error_that_names_it(tmp_path, k
         convert_mrm(TINY / "MRM.pth", folder, **HEADS)
 
 
+def test_a_text_encoder_without_any_weight_of_bert_is_an_error(tmp_path):
+    folder = copy_text_encoder(tmp_path)
+    torch.save({"conv.weight": torch.zeros(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="bert.embeddings.word_embeddings.weight .*is missing"):
+        convert_mrm(TINY / "MRM.pth", folder, **HEADS)
+
+
 def test_a_text_encoder_of_another_size_is_an_error_that_names_its_keys(tmp_path):
     save_bert(BertModel, tmp_path, hidden_size=32)
     shape = r"text_model.embeddings.word_embeddings.weight here\) must have shape \(512, 32\), got \(512, 64\)"
@@ -348,10 +355,12 @@ def test_a_plain_bert_folder_is_a_text_encoder(tmp_path, bert_class):
 
 def test_layer_norms_of_the_first_bert_checkpoints_are_understood(tmp_path):
     state = save_bert(BertForMaskedLM, tmp_path)
-    names = {key: key.replace("LayerNorm.weight", "LayerNorm.gamma") for key in state}
-    save_file({names[key]: value for key, value in state.items()}, tmp_path / "model.safetensors")
+    for new, old in (("weight", "gamma"), ("bias", "beta")):
+        state = {key.replace(f"LayerNorm.{new}", f"LayerNorm.{old}"): value for key, value in state.items()}
+    save_file(state, tmp_path / "model.safetensors")
     _, report = convert_mrm(TINY / "MRM.pth", tmp_path, **HEADS)
     assert report.used["bert.embeddings.LayerNorm.gamma"] == "text_model.embeddings.LayerNorm.weight"
+    assert report.used["bert.embeddings.LayerNorm.beta"] == "text_model.embeddings.LayerNorm.bias"
 
 
 def test_the_folder_of_an_mrm_run_starts_the_training(tmp_path):

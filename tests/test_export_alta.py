@@ -35,7 +35,7 @@ from modeling_alta import (
 from modeling_alta.export_alta import SHIPPED_FILES, export_adapter, export_full, main
 
 
-NOT_SHIPPED = {"__init__.py", "convert_alta.py", "export_alta.py", "modeling_mrm.py"}
+NOT_SHIPPED = {"__init__.py", "convert_alta.py", "export_alta.py", "modeling_mrm.py", "published_names.py"}
 CODE = ROOT / "modeling_alta"
 LOCAL = {"trust_remote_code": False}
 
@@ -201,6 +201,12 @@ def test_repositories_hold_weights_code_processor_tokenizer_and_card(repos):
     assert names["adapter"] == common | {"adapter_config.json", "adapter_model.safetensors"}
     for name in SHIPPED_FILES:
         assert (repos.folder / "adapter" / name).read_bytes() == (CODE / name).read_bytes()
+
+
+def test_export_of_an_adapter_does_not_look_its_base_up_on_the_hub(repos, tmp_path, monkeypatch):
+    ask = "peft.utils.save_and_load.check_file_exists_on_hf_hub"
+    monkeypatch.setattr(ask, lambda *args, **kwargs: pytest.fail("asked the Hub"))
+    export_adapter(repos.adapter, repos.processor, tmp_path, base="tester/alta-base")
 
 
 def test_repositories_tell_nothing_of_the_machine_that_wrote_them(repos, tmp_path):

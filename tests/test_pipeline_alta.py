@@ -126,3 +126,9 @@ def test_exported_repository_names_the_pipeline_and_loads_it_by_its_class(model,
         "alta-study", model=str(tmp_path), pipeline_class=AltaStudyPipeline, trust_remote_code=False, device="cpu"
     )
     assert_ranking(given(study, LABELS), rank(model, processor, study, template="{}"))
+
+
+def test_task_is_known_by_its_name_once_the_package_is_imported(model, processor, study):
+    classify = pipeline("alta-study", model=model, processor=processor, device="cpu")
+    assert type(classify) is AltaStudyPipeline
+    assert_ranking(classify(study, LABELS), rank(model, processor, study, template="{}"))

@@ -3,6 +3,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from processing.report_masking import shuffle_sentences
 from processing.study_records import STUDY_FEATURES
 from processing.text_encoder import main, parse_args, pretrain_text_encoder, train_tokenizer
 
@@ -17,7 +18,10 @@ REPORTS = [
 
 def pretrain(seed=0, epochs=2):
     tokenizer = train_tokenizer(REPORTS, vocab_size=150, max_length=32)
-    return pretrain_text_encoder(REPORTS, tokenizer, 16, 1, 2, epochs, batch_size=4, learning_rate=1e-2, seed=seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_size": 8}
+    return pretrain_text_encoder(
+        REPORTS, tokenizer, **sizes, epochs=epochs, batch_size=4, learning_rate=1e-2, seed=seed
+    )
 
 
 def test_the_vocabulary_is_lower_case_and_begins_with_the_special_tokens():
@@ -54,13 +58,26 @@ def test_pretraining_lowers_the_loss_and_repeats_with_its_seed():
     assert not model.training
 
 
+def test_pretraining_gives_every_report_a_class_token_of_its_own():
+    tokenizer = train_tokenizer(REPORTS[:4], vocab_size=150, max_length=64)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model, _ = pretrain_text_encoder(REPORTS[:4], tokenizer, **sizes, epochs=250, learning_rate=3e-3)
+    generator = torch.Generator().manual_seed(5)
+    turned = [shuffle_sentences(report, generator) for report in REPORTS[:4]]
+    inputs = tokenizer(REPORTS[:4] + turned, padding=True, return_tensors="pt")
+    embeds = model.cls_projection_head(model.bert(**inputs).last_hidden_state[:, 0])
+    given, turned = torch.nn.functional.normalize(embeds, dim=-1).chunk(2)
+    cosines = turned @ given.T
+    assert cosines.argmax(dim=1).tolist() == [0, 1, 2, 3]
+
+
 def test_command_writes_a_tokenizer_and_a_model_that_load(tmp_path, capsys):
     rows = [{**dict.fromkeys(STUDY_FEATURES), "study_id": str(i), "report": text} for i, text in enumerate(REPORTS)]
     records = datasets.Dataset.from_list([*rows, {**rows[0], "report": None}], features=STUDY_FEATURES)
     records.to_parquet(tmp_path / "records" / "data" / "train-00000-of-00001.parquet")
     sizes = "--vocab-size 150 --hidden-size 16 --num-hidden-layers 1 --num-attention-heads 2 --epochs 1".split()
     main(parse_args(["--records", str(tmp_path / "records"), "--output", str(tmp_path / "text"), *sizes]))
-    assert "Masked-token loss" in capsys.readouterr().out
+    assert "over the first tenth of 1 steps" in capsys.readouterr().out
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "text")
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "text")
     assert tokenizer.model_max_length == 128 == model.config.max_position_embeddings

@@ -144,8 +144,10 @@ class Plan:
         """Studies by patient by split; patients in the order of their first study.
 
         Raises:
-            `ValueError`: a study id that comes twice, an unknown split, or a patient in two splits.
+            `ValueError`: rows that are neither in a study nor counted, a study id that comes twice, an unknown split,
+                or a patient in two splits.
         """
+        self._check_rows()
         patients: dict[str, list[Study]] = {}
         seen: set[str] = set()
         for study in self.studies:
@@ -157,6 +159,15 @@ class Plan:
         for studies in patients.values():
             splits[_split_of(studies)].append(studies)
         return splits
+
+    def _check_rows(self) -> None:
+        num_files = sum(len(study.frontals) + len(study.laterals) for study in self.studies)
+        left_out = sum(count for reason, count in self.excluded.items() if reason.startswith("row: "))
+        if "rows" in self.totals and self.totals["rows"] != num_files + left_out:
+            raise ValueError(
+                f"`totals` must have as many rows as there are images in studies and rows left out, "
+                f"got {self.totals['rows']} rows, {num_files} images and {left_out} rows left out."
+            )
 
 
 def _split_of(studies: Sequence[Study]) -> str:

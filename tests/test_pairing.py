@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from processing.pairing import find_priors, pair_studies
@@ -26,3 +27,14 @@ def test_study_without_a_time_has_no_prior_and_is_never_one():
 def test_time_that_is_not_finite_is_an_error():
     with pytest.raises(ValueError, match="`times` must be finite"):
         find_priors([0, float("nan")])
+
+
+def test_prior_is_earlier_and_nothing_known_lies_between_in_any_order():
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        times = [None if time < 2 else float(time) for time in generator.integers(0, 12, generator.integers(1, 9))]
+        for time, (prior, reason) in zip(times, pair_studies(times), strict=True):
+            assert (prior is None) != (reason is None)
+            if prior is not None:
+                assert times[prior] < time and times.count(times[prior]) == times.count(time) == 1
+                assert not [other for other in times if other is not None and times[prior] < other < time]

@@ -13,8 +13,9 @@ def files(*names):
     return tuple(ImageFile(f"{name}.png") for name in names)
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("images")
     write_radiographs(tmp_path, 4, (8, 8))
     (tmp_path / "empty.png").touch()
     (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])

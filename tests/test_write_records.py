@@ -59,6 +59,10 @@ def with_reader(plan, read_image):
     return replace(plan, corpus=replace(plan.corpus, read_image=read_image))
 
 
+def shorten(plan, num_studies):
+    return replace(plan, studies=plan.studies[:num_studies], totals={})
+
+
 def read_bytes(output):
     return {path.relative_to(output): path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
@@ -98,7 +102,7 @@ def test_killed_run_goes_on_after_its_last_shard_with_the_same_bytes(plan, tmp_p
 
 def test_run_that_is_killed_while_it_puts_files_in_place_finishes(plan, tmp_path, monkeypatch):
     write_records(plan, tmp_path / "whole", 1, SHARD_BYTES)
-    write_records(replace(plan, studies=plan.studies[:30]), tmp_path / "out", 1, 500)
+    write_records(shorten(plan, 30), tmp_path / "out", 1, 500)
     moves, move = [], os.replace
 
     def move_some(source, target):
@@ -133,7 +137,7 @@ def test_earlier_records_stay_until_a_new_run_is_complete(plan, tmp_path, reads)
         write_records(with_reader(plan, reads.read), tmp_path / "out")
     after = read_bytes(tmp_path / "out")
     assert {name: after[name] for name in before} == before
-    summary = write_records(replace(plan, studies=plan.studies[:6]), tmp_path / "out")
+    summary = write_records(shorten(plan, 6), tmp_path / "out")
     assert summary["records"] == 6 and not (tmp_path / "out" / ".unfinished").exists()
 
 
@@ -158,7 +162,7 @@ def test_reader_that_cannot_be_sent_to_workers_is_an_error(plan):
 def test_memory_does_not_grow_with_the_records(tmp_path):
     names = write_radiographs(tmp_path, 200, (110, 110))
     plan = plan_synthetic(tmp_path, names, 1800)
-    write_records(replace(plan, studies=plan.studies[:300]), tmp_path / "out")  # what is loaded once is no growth
+    write_records(shorten(plan, 300), tmp_path / "out")  # what is loaded once is no growth
     with PeakMemory(interval=0.05) as memory:
         start = memory.peak
         write_records(plan, tmp_path / "out", 1, 10_000_000)
@@ -168,7 +172,7 @@ def test_memory_does_not_grow_with_the_records(tmp_path):
 
 def test_official_split_goes_before_the_hash(plan, tmp_path):
     studies = [replace(study, split="validation") for study in plan.studies[:30]]
-    summary = write_records(replace(plan, studies=studies), tmp_path / "out")
+    summary = write_records(replace(plan, studies=studies, totals={}), tmp_path / "out")
     assert {name: counts["records"] for name, counts in summary["splits"].items()} == {
         "train": 0,
         "validation": 30,
@@ -191,17 +195,24 @@ def test_summary_says_what_was_read_and_adds_up(plan, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ([{}, {}], "unique ids, got 's0' twice"),
+        ([{"laterals": (ImageFile("0.png"),)}], "got 1 rows, 2 images and 0 rows left out"),
+        ([{}, {"frontals": ()}], "unique ids, got 's0' twice"),
         ([{"split": "dev"}], "`split` must be one of .* got 'dev'"),
-        ([{"split": "test"}, {"study_id": "s1", "split": "train"}], "same for all studies of a patient"),
+        (
+            [{"split": "test"}, {"study_id": "s1", "split": "train", "frontals": ()}],
+            "same for all studies of a patient",
+        ),
         ([{"time": float("inf")}], "`times` must be finite"),
-        ([{"frontals": ()}], "No study record could be made; left out: {'study: no frontal': 1}"),
+        (
+            [{"frontals": (ImageFile("gone.png"),)}],
+            "No study record could be made; left out: {'row: file is m",
+        ),
     ],
 )
 def test_plan_that_breaks_its_rules_is_an_error(plan, tmp_path, changes, message):
     studies = [replace(plan.studies[0], **change) for change in changes]
     with pytest.raises(ValueError, match=message):
-        write_records(replace(plan, studies=studies), tmp_path / "out")
+        write_records(replace(plan, studies=studies, totals={"rows": 1}), tmp_path / "out")
 
 
 @pytest.mark.parametrize("setting", [{"num_proc": 0}, {"max_shard_bytes": 0}, {"backend": "spark"}])
@@ -214,6 +225,6 @@ def test_command_of_a_corpus_passes_its_options_on(plan, tmp_path, capsys):
     parser = corpus_parser("synthetic", "made up")
     parser.add_argument("--number", type=int)
     command = ["--root", str(tmp_path), "--output", str(tmp_path / "out"), "--max-shard-bytes", "900", "--number", "9"]
-    run_corpus(parser, lambda options: replace(plan, studies=plan.studies[: options.number]), command)
+    run_corpus(parser, lambda options: shorten(plan, options.number), command)
     assert "9 records, 6 with a prior" in capsys.readouterr().out
     assert len(list((tmp_path / "out" / "data").iterdir())) > 1

@@ -74,7 +74,7 @@ def measure_speed(root: Path, names: list[str], num_studies: int, num_proc: int)
 def measure_memory(num_studies: int, num_proc: int) -> dict[str, Any]:
     """Peak memory, this process and its workers together, over many studies of tiny images."""
     with tempfile.TemporaryDirectory() as root:
-        return measure_speed(Path(root), write_radiographs(root, 50, (16, 16)), num_studies, num_proc)
+        return measure_speed(Path(root), write_radiographs(root, 50, (40, 40)), num_studies, num_proc)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ PNG_LEVEL = 4  # on radiographs as small as level 6, in a third of its time
 
 
 class TooSmallError(ValueError):
-    """The image has a side that no picture has."""
+    """The image has a side that no radiograph has."""
 
 
 def encode_image(image: Any, short_side: int = SHORT_SIDE) -> dict[str, bytes | None]:
@@ -45,7 +45,7 @@ def encode_image(image: Any, short_side: int = SHORT_SIDE) -> dict[str, bytes | 
 def shrink(grey: Image.Image, short_side: int = SHORT_SIDE) -> Image.Image:
     """Scale an 8-bit image down to a short side of `short_side` pixels; a smaller one stays as it is."""
     if min(grey.size) < min(MIN_SIDE, short_side):
-        raise TooSmallError(f"`image` must be at least {MIN_SIDE} pixels wide and high, got {grey.size}.")
+        raise TooSmallError(f"`image` must have at least {MIN_SIDE} pixels a side, got {grey.width} x {grey.height}.")
     scale = short_side / min(grey.size)
     if scale >= 1:
         return grey

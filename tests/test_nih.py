@@ -25,7 +25,7 @@ def row(patient, follow_up, **changes):
 
 
 def build(root, *rows, test=()):
-    """Write a corpus; the image of row number i is flat grey of i, in folder 1 or 2; the patients `test` are for that."""
+    """Write a corpus; the image of row i is flat grey of i, in folder 1 or 2; patients in `test` are for that."""
     write_table(root / "Data_Entry_2017_v2020.csv", COLUMNS, rows)
     lists = {"train_val_list.txt": [], "test_list.txt": []}
     for index, entry in enumerate(rows):

@@ -88,7 +88,7 @@ def test_priors_of_the_training_records_count_and_other_splits_do_not(tmp_path):
 
 def test_benchmark_can_be_a_folder_of_files_and_the_command_prints_json(tmp_path, capsys):
     (tmp_path / "files").mkdir()
-    names = write_radiographs(tmp_path / "files", 2, (40, 30))
+    names = write_radiographs(tmp_path / "files", 2, (40, 50))
     (tmp_path / "files" / "broken.png").write_bytes(b"broken")
     records = [make_record(0, current_frontal=encode_image(tmp_path / "files" / names[1]))]
     write(tmp_path / "train", train=records)

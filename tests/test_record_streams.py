@@ -13,7 +13,7 @@ from tests.hub_server import hub_environment, running_hub
 
 @pytest.fixture
 def plan(tmp_path):
-    return plan_synthetic(tmp_path, write_radiographs(tmp_path, 5, (8, 8)), 90)
+    return plan_synthetic(tmp_path, write_radiographs(tmp_path, 5, (40, 40)), 90)
 
 
 STREAM = """
@@ -43,7 +43,7 @@ def test_records_stream_from_a_hub_as_they_lie_on_disk(plan, tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 4 and lines[0].startswith("tester/folder train") and lines[0].endswith("(8, 8)")
+    assert len(lines) == 4 and lines[0].startswith("tester/folder train") and lines[0].endswith("(40, 40)")
     assert [int(line.split()[2]) > 3 for line in lines] == [True] * 4
 
 

@@ -16,7 +16,7 @@ def files(*names):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("images")
-    write_radiographs(tmp_path, 4, (8, 8))
+    write_radiographs(tmp_path, 4, (40, 40))
     (tmp_path / "empty.png").touch()
     (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
     Image.fromarray(np.zeros((1, 1), np.uint8)).save(tmp_path / "dot.png")
@@ -44,7 +44,7 @@ def study(study_id, time=None, **fields):
         ("empty", "row: file is empty"),
         ("broken", "row: file cannot be decoded"),
         ("bomb", "row: file cannot be decoded"),
-        ("dot", "row: image has a side of less than 2 pixels"),
+        ("dot", "row: image has a side of less than 32 pixels"),
     ],
 )
 def test_bad_file_is_counted_by_reason_and_the_next_best_is_taken(root, name, reason):

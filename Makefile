@@ -1,22 +1,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/demo
 	$(BIN)/python -m demo.run
 
-test: $(VENV)/installed
+test: $(VENV)/dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
-lint: $(VENV)/installed
+lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-$(VENV)/installed: pyproject.toml
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+
+$(VENV)/demo $(VENV)/dev: pyproject.toml | $(BIN)/python
+	$(INSTALL) '.[$(@F)]'
 	touch $@
 
 clean:

@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--num-proc", type=int, default=os.cpu_count(), help="worker processes (default: all cores)")
     parser.add_argument("--memory-studies", type=int, default=0, help="studies of the memory run (default: none)")
     options = parser.parse_args()
+    # First, while nothing that the other runs leave in the memory counts.
+    memory = measure_memory(options.memory_studies, options.num_proc) if options.memory_studies else None
     with tempfile.TemporaryDirectory() as folder:
         root = options.root or Path(folder)
         if options.root is None:
@@ -96,8 +98,7 @@ def main() -> None:
         result["run"] = [
             measure_speed(root, names, options.num_studies, num_proc) for num_proc in sorted({1, options.num_proc})
         ]
-    if options.memory_studies:
-        result["memory"] = measure_memory(options.memory_studies, options.num_proc)
+    result["memory"] = memory
     print(json.dumps(result, indent=2))
 
 

@@ -23,4 +23,4 @@ $(VENV)/demo $(VENV)/dev: pyproject.toml | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo/work demo/report.html
+	rm -rf $(VENV) demo/output demo/report.html

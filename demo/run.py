@@ -1,6 +1,6 @@
 """Run the whole path on `samples/`: `make demo`, or `python -m demo.run`.
 
-Every step is a command that a user could type; its outputs lie in `demo/work/`, and `demo/report.html` shows them.
+Every step is a command that a user could type; its outputs lie in `demo/output/`, and `demo/report.html` shows them.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 
-WORK = Path("demo/work")
+WORK = Path("demo/output")
 LAUNCH = (
     *(sys.executable, "-m", "accelerate.commands.launch"),
     *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),

@@ -16,7 +16,7 @@ from modeling_alta.radiograph_alta import read_radiograph
 __all__ = ["SHORT_SIDE", "TooSmallError", "encode_image", "encode_png", "shrink"]
 
 SHORT_SIDE = 512
-MIN_SIDE = 32  # less is an icon or a damaged export; the reader itself takes any size
+MIN_SIDE = 8  # less is no picture of anything; the reader itself takes any size
 PNG_LEVEL = 4  # on radiographs as small as level 6, in a third of its time
 
 
@@ -37,7 +37,7 @@ def encode_image(image: Any, short_side: int = SHORT_SIDE) -> dict[str, bytes | 
 
     Raises:
         `ValueError`: the image cannot be decoded or is too large (see `read_radiograph`), or has a side of less than
-            32 pixels.
+            8 pixels.
     """
     return {"bytes": encode_png(shrink(read_radiograph(image, short_side=short_side), short_side)), "path": None}
 

@@ -107,7 +107,7 @@ def _encode(corpus: Corpus, file: ImageFile) -> tuple[dict[str, Any] | None, str
     except FileNotFoundError:
         return None, "row: file is missing"
     except TooSmallError:
-        return None, "row: image has a side of less than 32 pixels"
+        return None, "row: image has a side of less than 8 pixels"
     except (OSError, ValueError, MemoryError):
         is_empty = path.is_file() and not path.stat().st_size
         return None, "row: file is empty" if is_empty else "row: file cannot be decoded"

@@ -11,7 +11,7 @@ from conftest import ROOT
 def demo(tmp_path_factory):
     """The demo with a few training steps, in a copy of the repository as a clone would hold it."""
     clone = tmp_path_factory.mktemp("clone") / "alta"
-    ignored = shutil.ignore_patterns(".venv", ".git", "work", "report.html", "runs", "__pycache__", "tests")
+    ignored = shutil.ignore_patterns(".venv", ".git", "output", "report.html", "runs", "__pycache__", "tests")
     shutil.copytree(ROOT, clone, ignore=ignored)
     command = [sys.executable, "-m", "demo.run", "--quick"]
     result = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=400)
@@ -40,6 +40,6 @@ def test_demo_loads_its_hub_folder_in_a_new_process_without_the_package(demo):
 
 
 def test_demo_fills_the_cards_from_the_run(demo):
-    card = (demo[0] / "demo" / "work" / "alta" / "full" / "README.md").read_text()
+    card = (demo[0] / "demo" / "output" / "alta" / "full" / "README.md").read_text()
     assert "zero-shot-image-classification" in card and "No medical device" in card
     assert "text to image R@1" in card and "chance" in card

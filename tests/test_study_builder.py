@@ -44,7 +44,7 @@ def study(study_id, time=None, **fields):
         ("empty", "row: file is empty"),
         ("broken", "row: file cannot be decoded"),
         ("bomb", "row: file cannot be decoded"),
-        ("dot", "row: image has a side of less than 32 pixels"),
+        ("dot", "row: image has a side of less than 8 pixels"),
     ],
 )
 def test_bad_file_is_counted_by_reason_and_the_next_best_is_taken(root, name, reason):

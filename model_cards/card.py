@@ -32,7 +32,7 @@ def build_card(
     Fill the card's template and metadata.
 
     Args:
-        metrics (`dict`): any of `run`, `parameters`, `training`, `retrieval`, `zero_shot`, `records` and
+        metrics (`dict`): any of `run`, `parameters`, `training`, `retrieval`, `zero_shot`, `records`, `overlap` and
             `preprocessing_sha256`; `retrieval` and `zero_shot` as the commands of `eval` write them.
         model_id (`str`): Hub id of the repository, for the snippets.
         kind (`str`): `"full"` for a full model, `"adapter"` for an adapter repository.
@@ -85,7 +85,7 @@ def _check(metrics: dict[str, Any], kind: str, base_model: str | None) -> None:
         raise ValueError(f"`base_model` must name the frozen base of an adapter, got {base_model!r}.")
     if not isinstance(metrics, dict):
         raise ValueError(f"`metrics` must be an object, got {type(metrics).__name__}.")
-    for name in ("run", "parameters", "training", "records", "retrieval", "zero_shot"):
+    for name in ("run", "parameters", "training", "records", "overlap", "retrieval", "zero_shot"):
         if not isinstance(metrics.get(name) or {}, dict):
             raise ValueError(f"`{name}` of `metrics` must be an object, got {type(metrics[name]).__name__}.")
     for name in ("retrieval", "zero_shot"):
@@ -105,6 +105,7 @@ def _tables(metrics: dict[str, Any]) -> dict[str, Any]:
         "parameters": _rows(metrics.get("parameters")),
         "training": _rows(metrics.get("training")),
         "records": _rows(records),
+        "overlap": _rows(_without_examples(metrics.get("overlap"))),
         "excluded": _rows(excluded),
         "preprocessing": metrics.get("preprocessing_sha256") or NOT_MEASURED,
         "retrieval": _retrieval_table(metrics),
@@ -120,6 +121,16 @@ def _rows(values: dict[str, Any] | None) -> list[tuple[str, str]]:
         else:
             rows.append((_cell(name.replace("_", " ")), _share(value) if name.endswith("_share") else _cell(value)))
     return rows
+
+
+def _without_examples(overlap: dict[str, Any] | None) -> dict[str, Any]:
+    """The counts of `processing.overlap`: its examples name files and studies."""
+    return {
+        name: {inner: number for inner, number in value.items() if inner != "examples"}
+        if isinstance(value, dict)
+        else value
+        for name, value in (overlap or {}).items()
+    }
 
 
 def _cell(value: Any) -> str:

@@ -37,6 +37,7 @@ def metrics():
         "retrieval": HEAD | {"protocol": {"name": "report_retrieval", "version": "1.0"}, "results": retrieval},
         "zero_shot": HEAD | {"protocol": {"name": "pairs", "version": "1"}, "prompts": prompts, "results": zero_shot},
         "records": {"records": 34, "with_prior": 9, "excluded": {"no frontal": 3}},
+        "overlap": {"benchmark": "rsna", "exact_images": {"count": 0, "share": 0.0, "examples": []}},
         "preprocessing_sha256": "cd" * 32,
     }
 
@@ -131,3 +132,11 @@ def test_command_names_a_missing_metrics_file(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--metrics", "nowhere.json", "--output", str(tmp_path / "README.md")])
     assert stop.value.code == 2 and "nowhere.json" in capsys.readouterr().err
+
+
+def test_overlap_with_a_benchmark_is_told_without_naming_files(metrics):
+    assert "Overlap with a benchmark: not measured." in str(build_card({}))
+    found = {"count": 2, "share": 0.5, "examples": ["secret.png = s0: current_frontal"]}
+    card = str(build_card(metrics | {"overlap": {"benchmark": "rsna", "benchmark_images": 4, "exact_images": found}}))
+    assert "| exact_images: count | 2 |" in card and "| benchmark | rsna |" in card
+    assert "secret.png" not in card

@@ -49,6 +49,11 @@ def reads():
     return CountedReads
 
 
+def interrupt():
+    # Not by a signal, which a process started in the background ignores.
+    raise KeyboardInterrupt
+
+
 def kill_at_poison(path):
     if path.name == "poison.png":
         os._exit(1)
@@ -120,7 +125,7 @@ def test_run_that_is_killed_while_it_puts_files_in_place_finishes(plan, tmp_path
 
 def test_shards_of_another_plan_are_not_taken_over(plan, tmp_path, reads):
     plan, reads.at = with_reader(plan, reads.read), 300
-    reads.action = lambda: signal.raise_signal(signal.SIGINT)
+    reads.action = interrupt
     with pytest.raises(KeyboardInterrupt):
         write_records(plan, tmp_path / "out", 1, SHARD_BYTES)
     other = replace(plan, studies=[replace(study, report="Other.") for study in plan.studies])
@@ -132,7 +137,7 @@ def test_shards_of_another_plan_are_not_taken_over(plan, tmp_path, reads):
 def test_earlier_records_stay_until_a_new_run_is_complete(plan, tmp_path, reads):
     write_records(plan, tmp_path / "out")
     before, reads.at = read_bytes(tmp_path / "out"), 50
-    reads.action = lambda: signal.raise_signal(signal.SIGINT)
+    reads.action = interrupt
     with pytest.raises(KeyboardInterrupt):
         write_records(with_reader(plan, reads.read), tmp_path / "out")
     after = read_bytes(tmp_path / "out")

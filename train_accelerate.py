@@ -228,7 +228,7 @@ def check_finite(accelerator: Accelerator, loss: torch.Tensor, study_ids: list[s
 
 
 class TrainLog:
-    """Means of the losses over `log_every` steps and all processes: in `training_log.jsonl`, the tracker and a bar."""
+    """Mean losses of all processes, every `log_every` steps, in `training_log.jsonl`, the tracker and a bar."""
 
     def __init__(self, run: Run):
         self.run, self.last, self.sums = run, {}, []
@@ -248,7 +248,7 @@ class TrainLog:
         self.names = [name for name in output if name.endswith("loss")]
         self.sums.append(torch.stack([output[name].detach().float() for name in self.names]))
         self.bar.update()
-        if len(self.sums) == self.run.args.log_every or self.run.progress.step == self.total:
+        if self.run.progress.step % self.run.args.log_every == 0 or self.run.progress.step == self.total:
             self._write()
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ def measure_speed(root: Path, names: list[str], num_studies: int, num_proc: int)
     """Studies per second of a whole run: decoding, pairing, encoding and writing."""
     plan = plan_synthetic(root, names, num_studies)
     with tempfile.TemporaryDirectory() as output, PeakMemory() as memory:
-        start = time.perf_counter()
+        before, start = memory.peak, time.perf_counter()
         summary = write_records(plan, output, num_proc)
         seconds = time.perf_counter() - start
         size = sum(path.stat().st_size for path in Path(output).rglob("*.parquet"))
@@ -67,6 +67,7 @@ def measure_speed(root: Path, names: list[str], num_studies: int, num_proc: int)
         "studies_per_second": round(num_studies / seconds, 2),
         "studies_per_second_per_core": round(num_studies / seconds / num_proc, 2),
         "output_megabytes": round(size / 1e6, 1),
+        "memory_before_megabytes": round(before / 1e6),
         "peak_memory_megabytes": round(memory.peak / 1e6),
     }
 

@@ -1,7 +1,7 @@
 """Radiographs as the records hold them: 8-bit grey PNG, short side at most 512.
 
 PNG because it is lossless: training, evaluation and image reconstruction see the pixels that the reader gave, with no
-second JPEG compression, at about twice the bytes.
+second JPEG compression, at the cost of bytes.
 """
 
 import io
@@ -17,7 +17,7 @@ __all__ = ["SHORT_SIDE", "TooSmallError", "encode_image", "encode_png", "shrink"
 
 SHORT_SIDE = 512
 MIN_SIDE = 8  # less is no picture of anything; the reader itself takes any size
-PNG_LEVEL = 4  # on radiographs as small as level 6, in a third of its time
+PNG_LEVEL = 4  # hardly larger than the default level 6, and faster
 
 
 class TooSmallError(ValueError):

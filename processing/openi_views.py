@@ -1,17 +1,16 @@
 """Which images of Open-i (Indiana University) are frontal and which lateral; the reports do not say it.
 
 Two tables do. `indiana_projections.csv` of the Kaggle copy was made by people who looked at the images, and has the
-last word where it is there. `nlmcxr_dicom_metadata.csv` holds the DICOM headers, whose View Position is empty for a
-third of the images and wrong for a fifth: one make of device writes PA for laterals too. So from the headers:
+last word where it is there. `nlmcxr_dicom_metadata.csv` holds the DICOM headers, whose View Position is often empty
+and often wrong: one make of device writes PA for laterals too. So from the headers:
 
-- Processing code 60003 is a lateral, whatever View Position says. 1,360 of its 1,366 images are called PA and the
-  other six LL; of the 1,221 studies of two images that are both called frontal, 1,202 have one image of this code and
-  one of 60025 or 60235.
+- Processing code 60003 is a lateral, whatever View Position says. Nearly all of its images are called PA, and nearly
+  all studies of two images that are both called frontal have one image of this code and one of 60025 or 60235.
 - Else View Position, and where it is empty the post-processing function (NA_chestLAT_auto, NA_chestAP_auto).
-- Else processing codes 1 and 2 are frontals, 3 and 4 laterals: 539 studies have a 1 and a 3 or a 2 and a 4, and in 538
-  of them the latter took more exposure.
+- Else processing codes 1 and 2 are frontals, 3 and 4 laterals: of a 1 and a 3, or a 2 and a 4, of one study the latter
+  took more exposure.
 
-Nothing decides the rest, 1,318 images of 7,470.
+Nothing decides the rest, 1,318 images of 7,470 (`tests/test_openi.py` counts them).
 """
 
 import re

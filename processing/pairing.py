@@ -11,7 +11,7 @@ from math import isfinite
 from typing import NamedTuple
 
 
-__all__ = ["Pairing", "find_priors", "pair_studies"]
+__all__ = ["Pairing", "pair_studies"]
 
 FIRST_STUDY = "first study of the patient"
 UNKNOWN_TIME = "time is not known"
@@ -60,8 +60,3 @@ def _pair(time: float | None, at: dict[float, list[int]], ordered: list[float]) 
         return Pairing(None, FIRST_STUDY)
     latest = at[ordered[position - 1]]
     return Pairing(latest[0]) if len(latest) == 1 else Pairing(None, SHARED_PRIOR_TIME)
-
-
-def find_priors(times: Sequence[float | None]) -> list[int | None]:
-    """Per study of one patient, the index of its prior or `None`; see [`pair_studies`]."""
-    return [pairing.prior for pairing in pair_studies(times)]

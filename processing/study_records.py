@@ -15,7 +15,6 @@ import datasets
 from datasets import Dataset, IterableDataset
 
 from processing.images import encode_image
-from processing.pairing import find_priors
 from processing.shards import find_shards, write_study_records
 from processing.study_features import SPLIT_NAMES, STUDY_FEATURES, assign_split
 
@@ -25,7 +24,6 @@ __all__ = [
     "STUDY_FEATURES",
     "assign_split",
     "encode_image",
-    "find_priors",
     "load_study_records",
     "write_study_records",
 ]

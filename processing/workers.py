@@ -89,7 +89,7 @@ def _check_picklable(corpus: Corpus) -> None:
 
 
 def _new_pool(num_proc: int) -> ProcessPoolExecutor:
-    """By fork on Linux: workers share the libraries of this process, which else cost 0.5 GB and seconds again.
+    """By fork on Linux: workers share the libraries of this process, which else cost memory and time again.
 
     The workers decode and encode images only; they touch nothing that has threads, such as Arrow or torch's operators.
     """

@@ -190,5 +190,5 @@ def run_corpus(
         plan = make_plan(options)
         summary = write_records(plan, options.output, options.num_proc, options.max_shard_bytes, options.backend)
         print(format_summary(summary))
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from processing.pairing import find_priors, pair_studies
+from processing.pairing import pair_studies
 
 
 def test_prior_is_the_latest_study_that_is_strictly_earlier():
-    assert find_priors([5, -10, 0, None, 7.5]) == [2, None, 1, None, 0]
-    assert find_priors([]) == []
+    assert [pairing.prior for pairing in pair_studies([5, -10, 0, None, 7.5])] == [2, None, 1, None, 0]
+    assert pair_studies([]) == []
 
 
 def test_studies_at_one_time_have_no_prior_and_are_nobodys():
@@ -26,7 +26,7 @@ def test_study_without_a_time_has_no_prior_and_is_never_one():
 
 def test_time_that_is_not_finite_is_an_error():
     with pytest.raises(ValueError, match="`times` must be finite"):
-        find_priors([0, float("nan")])
+        pair_studies([0, float("nan")])
 
 
 def test_prior_is_earlier_and_nothing_known_lies_between_in_any_order():

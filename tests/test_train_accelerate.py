@@ -186,6 +186,17 @@ def test_a_resumed_run_has_the_losses_of_one_never_stopped(mrm_run, work, accumu
     assert read_log(work / name) == expected
 
 
+def test_a_run_resumed_between_two_lines_of_the_log_writes_them_at_the_same_steps(mrm_run, work):
+    settings = {"checkpoint_every": 2, "keep_checkpoints": 9, "log_every": 3}
+    train_accelerate.main(arguments(work, "alta", "between", **settings))
+    expected = read_log(work / "between")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    checkpoint = f"{work}/between/checkpoints/step_00000002"
+    train_accelerate.main(arguments(work, "alta", "between", resume=checkpoint, **settings))
+    assert [row["step"] for row in read_log(work / "between")] == [3, 6]
+    assert read_log(work / "between")[-1] == expected[-1]
+
+
 def test_only_the_last_checkpoints_stay_and_latest_resumes_from_them(mrm_run, work):
     train_accelerate.main(arguments(work, "alta", "kept", checkpoint_every=1, keep_checkpoints=2))
     kept = sorted(path.name for path in (work / "kept" / "checkpoints").iterdir())

@@ -5,7 +5,6 @@ The stage `mrm` trains a vision tower by masked record modelling; `alta` freezes
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import math
 import shutil
@@ -96,8 +95,6 @@ def build_run(args: TrainArguments) -> Run:
 
 
 def build_accelerator(args: TrainArguments) -> Accelerator:
-    if args.log_with == "tensorboard" and not importlib.util.find_spec("tensorboard"):
-        raise ImportError("`log_with: tensorboard` needs the package tensorboard: pip install tensorboard")
     accelerator = Accelerator(
         # Without it, two processes on a machine without an accelerator would train apart, each as if alone.
         cpu=not torch.accelerator.is_available(),
@@ -109,6 +106,9 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
     )
     if args.log_with:
         accelerator.init_trackers("tracking")
+        # accelerate only warns, and the run would go on unwatched.
+        if not accelerator.trackers:
+            raise ImportError(f"`log_with` needs the package of {args.log_with}: pip install {args.log_with}")
     return accelerator
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate.tracking
 import pytest
 import torch
 from accelerate import Accelerator
@@ -220,10 +221,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_studies(mrm_run, 
         train_accelerate.main(arguments(work, "alta", "broken"))
 
 
-def test_a_missing_tracker_package_is_an_error_not_a_warning(work, monkeypatch):
-    monkeypatch.setattr(train_accelerate.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="pip install tensorboard"):
-        train_accelerate.build_accelerator(arguments(work, "mrm", log_with="tensorboard"))
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_missing_tracker_package_is_an_error_not_a_warning(work, monkeypatch, tracker):
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", [])
+    with pytest.raises(ImportError, match=f"pip install {tracker}"):
+        train_accelerate.build_accelerator(arguments(work, "mrm", log_with=tracker))
 
 
 def test_tensorboard_gets_every_loss(mrm_run, work):

@@ -27,7 +27,7 @@ from modeling_alta.convert_alta import convert_mrm, load_mae, read_tokenizer
 from modeling_alta.export_alta import build_processor, export_adapter, export_full
 from processing.augmentation import StudyTransform
 from processing.study_records import load_study_records
-from processing.training_batch import AltaCollator, MrmCollator, TrainingStudies, select_current_frontals
+from processing.training_batch import AltaCollator, MrmCollator, TrainingStudies
 from recipes.recipe import TrainArguments, read_recipe
 
 
@@ -150,8 +150,8 @@ def build_loader(args: TrainArguments, model, processor: AltaProcessor) -> tuple
     transform = StudyTransform(config.vision_config.image_size, config.target_image_size, do_augment=args.augment)
     records = load_study_records(args.records, args.split)
     if args.stage == "mrm":
-        studies = TrainingStudies(select_current_frontals(records), transform, args.seed, views=["current_frontal"])
-        collator = MrmCollator(processor, config.max_report_length, config.report_mask_ratio)
+        studies = TrainingStudies(records, transform, args.seed, views=["current_frontal"])
+        collator = MrmCollator(processor, config)
     else:
         studies = TrainingStudies(records, transform, args.seed)
         collator = AltaCollator(processor, config)
@@ -192,7 +192,7 @@ def train_epoch(run: Run, log: "TrainLog") -> None:
     run.model.train()
     loader = skip_first_batches(run.loader, progress.batch) if progress.batch else run.loader
     for batch in loader:
-        study_ids = batch.pop("study_id")
+        study_ids, _ = batch.pop("study_id"), batch.pop("skipped")
         seed_batch(run)
         with accelerator.accumulate(run.model):
             output = run.model(**batch)

@@ -1,6 +1,8 @@
-"""The loader of a training run: batches of an order, prepared by workers."""
+"""The loader of a training run: batches of an order, prepared by workers whose death is an error in its place."""
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from processing.batch_order import BatchOrder
 from processing.training_batch import TrainingStudies
 
 
-__all__ = ["make_training_loader"]
+__all__ = ["TrainingLoader", "make_training_loader"]
 
 TIMEOUT = 600.0
 
@@ -21,13 +23,9 @@ def make_training_loader(
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
     num_workers: int = 0,
     timeout: float = TIMEOUT,
-) -> DataLoader:
+) -> "TrainingLoader":
     """
-    Build the loader of one process. Each `iter(loader)` starts workers of its own, which read the epoch of `studies`
-    and the place of `order` as they are then; so does a new one after a worker died.
-
-    A worker that is killed, or that gives no batch for `timeout` seconds, is a `RuntimeError` that says so. A worker
-    computes with one thread. With a GPU, batches lie in pinned memory.
+    Build the loader of one process.
 
     Args:
         studies ([`TrainingStudies`]), order ([`BatchOrder`]): the samples and which of them make a batch.
@@ -43,7 +41,7 @@ def make_training_loader(
     if order.row_groups is not None and order.num_workers != num_workers:
         raise ValueError(f"`num_workers` must be the {order.num_workers} of `order`, got {num_workers}.")
     workers = {"timeout": timeout, "prefetch_factor": 2} if num_workers else {}
-    return DataLoader(
+    return TrainingLoader(
         studies,
         batch_sampler=order,
         collate_fn=collator,
@@ -51,3 +49,57 @@ def make_training_loader(
         pin_memory=torch.accelerator.is_available(),
         **workers,
     )
+
+
+class TrainingLoader(DataLoader):
+    """
+    A `DataLoader` that tells the death of a worker where a batch is taken, never in the middle of a training step.
+
+    Each `iter(loader)` starts workers of its own, which read the epoch of the studies and the place of the order as
+    they are then; so does a new one after a worker died. A worker that was killed, or that gives no batch in time, is
+    a `RuntimeError` that says so. A worker computes with one thread.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        batches = super().__iter__()
+        take = WATCH.take if self.num_workers and WATCH.install() else next
+        while (batch := take(batches, None)) is not None:
+            yield batch
+
+
+class WorkerWatch:
+    """
+    Holds back torch's error for a dead worker until a batch is waited for.
+
+    torch raises it from a signal handler, wherever the main thread is; in an optimizer step, that would leave a model
+    which no one could go on with.
+    """
+
+    def __init__(self):
+        self.is_waiting, self.raise_if_dead = False, None
+
+    def install(self) -> bool:
+        """Take the place of torch's handler; `False` where there is none, outside of the main thread."""
+        handler = signal.getsignal(signal.SIGCHLD)
+        if threading.current_thread() is not threading.main_thread() or not callable(handler):
+            return False
+        if handler != self._handle:
+            self.raise_if_dead = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+        return True
+
+    def take(self, batches: Iterator, default: Any) -> Any:
+        """`next(batches, default)`, in which a worker's death is an error."""
+        self.is_waiting = True
+        try:
+            self.raise_if_dead(signal.SIGCHLD, None)  # for what happened since the last batch
+            return next(batches, default)
+        finally:
+            self.is_waiting = False
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.is_waiting:
+            self.raise_if_dead(number, frame)
+
+
+WATCH = WorkerWatch()  # one, as there is one handler of the process

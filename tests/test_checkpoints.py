@@ -120,7 +120,7 @@ def test_a_broken_checkpoint_that_was_named_is_an_error(mrm_run, work):
     run = train(work, "alta", "broken", checkpoint_every=6)
     checkpoint = run / "checkpoints" / "step_00000006"
     (checkpoint / "trained.safetensors").unlink()
-    with pytest.raises(ValueError, match="`resume` must be a whole checkpoint, got .*: trained.safetensors is missing"):
+    with pytest.raises(ValueError, match="must be a whole checkpoint, got .*: trained.safetensors is missing"):
         train(work, "alta", "broken", resume=str(checkpoint))
 
 

@@ -23,7 +23,7 @@ PACKAGES = ("accelerate", "datasets", "peft", "safetensors", "timm", "torch", "t
 def describe_start(run: Run) -> dict[str, Any]:
     """What the run is made of: recipe, records, versions, code, machine."""
     return {
-        "recipe": asdict(run.args),
+        "recipe": {name: value for name, value in asdict(run.args).items() if value is not None},
         "seed": run.args.seed,
         "processes": run.accelerator.num_processes,
         "engine": run.accelerator.distributed_type.value,
@@ -50,8 +50,11 @@ def write_metrics(run: Run, training: dict[str, float]) -> None:
     """Write `metrics.json` of a finished run."""
     summary = Path(run.args.records, "summary.json")
     best = Path(run.args.output_dir, "best", "validation.json")
+    start = describe_start(run)
     metrics = {
-        "run": describe_start(run) | {"steps": run.progress.step, "skipped_records": run.progress.skipped},
+        "run": start
+        | {"recipe": without_places(start["recipe"])}
+        | {"steps": run.progress.step, "skipped_records": run.progress.skipped},
         "parameters": count_parameters(run.unwrapped),
         "training": training,
         "validation": json.loads(best.read_text(encoding="utf-8")) if run.progress.best else {},
@@ -59,6 +62,14 @@ def write_metrics(run: Run, training: dict[str, float]) -> None:
         "preprocessing_sha256": preprocessing_sha256(run.processor),
     }
     write_json(metrics, Path(run.args.output_dir, "metrics.json"))
+
+
+def without_places(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the last part alone of every path that exists: a card must not tell where things lay."""
+    return {
+        name: Path(value).name if isinstance(value, str) and Path(value).exists() else value
+        for name, value in recipe.items()
+    }
 
 
 def describe_commit() -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import default_collate
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_alta.configuration_alta import VIEW_NAMES, AltaConfig
@@ -187,7 +188,7 @@ class AltaCollator:
         """
         batch = encode_reports(self.tokenizer, samples, self.max_report_length, self.report_mask_ratio)
         for name in ("pixel_values", "view_mask", "target_pixel_values"):
-            batch[name] = torch.stack([sample[name] for sample in samples])
+            batch[name] = stack_images([sample[name] for sample in samples])
         batch["noise"] = draw_noise(samples, len(VIEW_NAMES), self.num_patches)
         return {**batch, **_tell_studies(samples)}
 
@@ -227,8 +228,8 @@ class MrmCollator:
             raise ValueError(f"`samples` must all have a `current_frontal`, got the studies {absent} without one.")
         batch = encode_reports(self.tokenizer, samples, self.max_report_length, self.report_mask_ratio)
         del batch["input_ids"]
-        batch["pixel_values"] = torch.stack([sample["pixel_values"][0] for sample in samples])
-        batch["target_pixel_values"] = torch.stack([sample["target_pixel_values"] for sample in samples])
+        batch["pixel_values"] = stack_images([sample["pixel_values"][0] for sample in samples])
+        batch["target_pixel_values"] = stack_images([sample["target_pixel_values"] for sample in samples])
         batch["noise"] = draw_noise(samples, 1, self.num_patches).squeeze(1)
         return {**batch, **_tell_studies(samples)}
 
@@ -265,6 +266,11 @@ def encode_reports(
         name: pad_sequence([row[position] for row in rows], batch_first=True, padding_value=padding)
         for position, (name, padding) in enumerate(paddings.items())
     }
+
+
+def stack_images(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Stack tensors; in a worker right into the memory that it shares, which `torch.stack` would have copied again."""
+    return default_collate(tensors)
 
 
 def draw_noise(samples: list[dict[str, Any]], num_views: int, num_patches: int) -> torch.Tensor:
@@ -324,4 +330,5 @@ __all__ = [
     "draw_noise",
     "encode_reports",
     "sample_generator",
+    "stack_images",
 ]

@@ -7,6 +7,7 @@ import torch
 from conftest import make_config
 from PIL import Image
 from torch.testing import assert_close
+from transformers import Trainer, TrainingArguments
 
 from modeling_alta import AltaForImageClassification, AltaImageProcessor
 from modeling_alta.configuration_alta import VIEW_NAMES
@@ -116,6 +117,19 @@ def test_a_batch_has_everything_that_a_classifier_takes():
     }
     loss = AltaForImageClassification(make_config(**label_settings(NAMES)))(**batch).loss
     assert loss.isfinite() and loss > 0
+
+
+def test_stock_trainer_averages_accumulated_batches(tmp_path):
+    torch.manual_seed(0)
+    model = AltaForImageClassification(make_config(**label_settings(NAMES)))
+    arguments = TrainingArguments(
+        tmp_path, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=2, logging_steps=1,
+        remove_unused_columns=False, report_to=[], save_strategy="no", use_cpu=True,
+    )  # fmt: skip
+    studies = make_studies(make_records(["Edema"], ["Edema"]), do_augment=False)
+    expected = model(**LabelCollator(NAMES)([studies[0], studies[1]])).loss.item()
+    trainer = Trainer(model, arguments, data_collator=LabelCollator(NAMES), train_dataset=studies)
+    assert trainer.train().training_loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_sample_depends_on_seed_epoch_and_study_alone():

@@ -59,7 +59,7 @@ def classification_metrics(
     scores: Any,
     names: Sequence[str],
     labels: Sequence[Sequence[str] | None],
-    unlabelled: str = "unknown",
+    unlabelled: str = "left_out",
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def classification_metrics(
         scores (array of shape `(num_studies, num_labels)`): higher means that the label holds.
         names (sequence of `str`): the labels, in the order of the scores.
         labels (sequence of `str` sequences): the labels of every study.
-        unlabelled (`str`): a study with no label was not labelled and is left out, `"unknown"`, or has none of the
-            labels, `"negative"`; what the training did, see [`processing.label_batch.LabelCollator`].
+        unlabelled (`str`): a study without any label was not labelled, `"left_out"`, or has none of the labels,
+            `"negative"`; what was chosen in training, see [`processing.label_batch.LabelledStudies`].
         bootstrap_samples, seed (`int`): of the 95 % intervals over the studies.
 
     Returns:
@@ -162,7 +162,7 @@ def evaluate_classification(
     model_id: str,
     records_name: str,
     split: str,
-    unlabelled: str = "unknown",
+    unlabelled: str = "left_out",
     batch_size: int = 16,
     bootstrap_samples: int = 1000,
     seed: int = 0,
@@ -211,8 +211,8 @@ def load_classifier(name: str, device: str = "cpu") -> tuple[Any, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = protocol_parser("eval.classification", "AUROC and average precision of a classifier on study records.")
-    meaning = "what a study without labels is (default: unknown)"
-    parser.add_argument("--unlabelled", choices=UNLABELLED_AS, default="unknown", help=meaning)
+    meaning = "what a study without labels is (default: left_out)"
+    parser.add_argument("--unlabelled", choices=UNLABELLED_AS, default="left_out", help=meaning)
     args = parser.parse_args(argv)
     with argument_errors(parser):
         records = load_records(args.records, args.split)

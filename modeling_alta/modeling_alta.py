@@ -127,11 +127,6 @@ class AltaPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["Block", "BertLayer"]
-    _fixed_parameters = ()
-
-    def post_init(self) -> None:
-        super().post_init()
-        self._fixed_parameters = [name for name, p in self.named_parameters() if not p.requires_grad]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -172,6 +167,12 @@ class AltaPreTrainedModel(PreTrainedModel):
             if isinstance(module, BottleneckAdapter):
                 init.zeros_(module.up.weight)
         self._freeze_fixed()
+
+    _fixed_parameters = ()
+
+    def post_init(self) -> None:
+        super().post_init()
+        self._fixed_parameters = [name for name, p in self.named_parameters() if not p.requires_grad]
 
     def _freeze_fixed(self) -> None:
         for name in self._fixed_parameters:

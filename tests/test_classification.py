@@ -69,7 +69,7 @@ def test_split_of_one_class_has_no_mean():
     assert results["not_evaluated"] == {"Edema": "every study of the split is positive"}
 
 
-@pytest.mark.parametrize(("unlabelled", "auroc", "counts"), [("unknown", 1.0, (2, 2)), ("negative", 0.5, (4, 0))])
+@pytest.mark.parametrize(("unlabelled", "auroc", "counts"), [("left_out", 1.0, (2, 2)), ("negative", 0.5, (4, 0))])
 def test_unlabelled_study_is_left_out_or_negative_as_chosen(unlabelled, auroc, counts):
     labels = [["Edema"], ["No Finding"], [], None]
     results = classification_metrics([[0.5], [0.1], [0.9], [0.5]], ["Edema"], labels, unlabelled, 50)
@@ -91,9 +91,9 @@ def test_enough_studies_have_intervals_that_hold_the_figures():
 @pytest.mark.parametrize(
     ("scores", "labels", "unlabelled", "message"),
     [
-        ([[0.1, 0.2]], LABELS, "unknown", r"`scores` must hold a finite score of 2 labels.*4 studies.*\(1, 2\)"),
-        ([[0.1, torch.nan]] * 4, LABELS, "unknown", "4 not finite"),
-        ([[0.1, 0.2]], [[]], "unknown", "at least one study with a label, got none among 1"),
+        ([[0.1, 0.2]], LABELS, "left_out", r"`scores` must hold a finite score of 2 labels.*4 studies.*\(1, 2\)"),
+        ([[0.1, torch.nan]] * 4, LABELS, "left_out", "4 not finite"),
+        ([[0.1, 0.2]], [[]], "left_out", "at least one study with a label, got none among 1"),
         (SCORES, LABELS, "no", "`unlabelled` must be one of .* got 'no'"),
     ],
 )

@@ -168,11 +168,9 @@ class AltaPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.up.weight)
         self._freeze_fixed()
 
-    _fixed_parameters = ()
-
     def post_init(self) -> None:
-        super().post_init()
         self._fixed_parameters = [name for name, p in self.named_parameters() if not p.requires_grad]
+        super().post_init()
 
     def _freeze_fixed(self) -> None:
         for name in self._fixed_parameters:

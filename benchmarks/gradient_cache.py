@@ -1,8 +1,8 @@
 """
 Does the memory of a step grow with the number of studies that are contrasted, when they are taken in parts?
 
-`python -m benchmarks.gradient_cache` prints JSON: the peak memory of one full-size training step, imports left out, for
-each number of studies, in parts of `--micro-batch-size` and, with `--whole`, in one piece. Every figure is from a
+`python -m benchmarks.gradient_cache` prints JSON: the peak memory of one full-size training step, imports left out,
+for each number of studies, in parts of `--micro-batch-size` and, with `--whole`, in one piece. Every figure is from a
 process of its own.
 """
 

@@ -4,12 +4,14 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .classification_alta import AltaForImageClassification
 from .configuration_alta import VIEW_NAMES, AltaConfig, AltaVisionConfig
 from .image_processing_alta import AltaImageProcessor
 from .modeling_alta import AltaForPreTraining, AltaForPreTrainingOutput, AltaModel, AltaOutput
@@ -22,6 +24,7 @@ from .vision_alta import AltaVisionModel
 
 AutoConfig.register("alta", AltaConfig)
 AutoModel.register(AltaConfig, AltaModel)
+AutoModelForImageClassification.register(AltaConfig, AltaForImageClassification)
 AutoModelForPreTraining.register(AltaConfig, AltaForPreTraining)
 AutoModelForZeroShotImageClassification.register(AltaConfig, AltaModel)
 AutoProcessor.register(AltaConfig, AltaProcessor)
@@ -36,6 +39,7 @@ __all__ = [
     "VIEW_NAMES",
     "AltaAdapterConfig",
     "AltaConfig",
+    "AltaForImageClassification",
     "AltaForMaskedRecordModeling",
     "AltaForPreTraining",
     "AltaForPreTrainingOutput",

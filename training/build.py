@@ -9,13 +9,14 @@ from processing.batch_order import BatchOrder
 from recipes.recipe import TrainArguments
 from training.alta_stage import AltaStage
 from training.checkpoints import frozen_sha256, register_trained_weights
+from training.classify_stage import ClassifyStage
 from training.mrm_stage import MrmStage
 from training.optimization import build_optimizer, build_scheduler
 from training.run import Run, TrainProgress
 from training.stage import base_config, training_records
 
 
-STAGES = {"mrm": MrmStage, "alta": AltaStage, "adapt": AltaStage}
+STAGES = {"mrm": MrmStage, "alta": AltaStage, "adapt": AltaStage, "classify": ClassifyStage}
 
 
 def build_run(args: TrainArguments) -> Run:

@@ -166,7 +166,7 @@ def measure_train_step(batch: dict[str, Any], num_threads: int) -> dict[str, flo
     inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
     rates = {}
     for name, is_half in (("fp32", False), ("bf16", True)):
-        seconds = [_step(model.train(), optimizer, inputs, is_half) for _ in range(4)]
+        seconds = [_step(model.train(), optimizer, inputs, is_half) for _ in range(3)]
         rates[name] = round(BATCH_SIZE * num_threads / statistics.median(seconds[1:]), 2)
     torch.set_num_threads(1)
     return rates

@@ -120,8 +120,8 @@ class TrainingStudies(torch.utils.data.Dataset):
                 samples.append(self._stand_in(index, error, taken))
         return samples
 
-    def _stand_in(self, index: int, error: UnreadableStudyError, taken: set[int]) -> dict[str, Any]:
-        skipped = [str(error)]
+    def _stand_in(self, index: int, first: UnreadableStudyError, taken: set[int]) -> dict[str, Any]:
+        skipped = [str(first)]
         free = (neighbour for neighbour in self._neighbours(index) if neighbour not in taken)
         for neighbour in itertools.islice(free, MAX_STAND_INS):
             try:

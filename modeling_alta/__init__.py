@@ -11,6 +11,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_alta import VIEW_NAMES, AltaConfig, AltaVisionConfig
+from .fold_alta import fold_adapters
 from .image_processing_alta import AltaImageProcessor
 from .modeling_alta import AltaForPreTraining, AltaForPreTrainingOutput, AltaModel, AltaOutput
 from .modeling_mrm import AltaForMaskedRecordModeling
@@ -46,4 +47,5 @@ __all__ = [
     "AltaStudyPipeline",
     "AltaVisionConfig",
     "AltaVisionModel",
+    "fold_adapters",
 ]

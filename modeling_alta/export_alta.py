@@ -22,6 +22,7 @@ SHIPPED_FILES = (
     "adapters_alta.py",
     "configuration_alta.py",
     "dicom_alta.py",
+    "fold_alta.py",
     "image_processing_alta.py",
     "losses_alta.py",
     "modeling_alta.py",

@@ -8,7 +8,6 @@ from timm.layers import Attention, Mlp
 from torch import nn
 
 from .adapters_alta import ParallelAdapter, SerialAdapter
-from .configuration_alta import AltaConfig
 from .modeling_alta import AltaModel, AltaPreTrainedModel
 from .vision_alta import AltaVisionModel
 
@@ -164,8 +163,7 @@ class FoldedSerial(nn.Module):
     def __init__(self, adapted: SerialAdapter):
         super().__init__()
         linear, down = adapted.base, adapted.adapter.down
-        weight, down_weight = linear.weight.double(), down.weight.double()
-        bias = torch.zeros(len(weight)).to(weight) if linear.bias is None else linear.bias.double()
+        weight, bias, down_weight = linear.weight.double(), linear.bias.double(), down.weight.double()
         self.sizes = (linear.out_features, down.out_features)
         self.linear_and_down = linear_from(
             torch.cat([weight, down_weight @ weight]),
@@ -186,9 +184,7 @@ class FoldedMlp(nn.Module):
         super().__init__()
         mlp, down, up, scale = adapted.base, adapted.adapter.down, adapted.adapter.up, adapted.scale
         dtype = mlp.fc1.weight.dtype
-        self.fc1 = linear_from(
-            torch.cat([mlp.fc1.weight, down.weight]), torch.cat([mlp.fc1.bias, down.bias]), dtype
-        )
+        self.fc1 = linear_from(torch.cat([mlp.fc1.weight, down.weight]), torch.cat([mlp.fc1.bias, down.bias]), dtype)
         self.fc2 = linear_from(
             torch.cat([mlp.fc2.weight.double(), scale * up.weight.double()], dim=1),
             mlp.fc2.bias.double() + scale * up.bias.double(),
@@ -209,8 +205,9 @@ def fold_module(module: nn.Module) -> nn.Module:
     """A module with its adapter folded in where that is exact, else the module."""
     if isinstance(module, SerialAdapter) and isinstance(module.base, nn.Linear):
         return FoldedSerial(module)
-    if isinstance(module, ParallelAdapter) and type(module.base) is Mlp and isinstance(module.base.fc2, nn.Linear):
-        return FoldedMlp(module)
+    if isinstance(module, ParallelAdapter) and isinstance(module.base, Mlp):
+        layers = (module.base.fc1, module.base.fc2)
+        return FoldedMlp(module) if all(isinstance(layer, nn.Linear) for layer in layers) else module
     return module
 
 

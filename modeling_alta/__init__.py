@@ -13,6 +13,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .classification_alta import AltaForImageClassification
 from .configuration_alta import VIEW_NAMES, AltaConfig, AltaVisionConfig
+from .fold_alta import fold_adapters
 from .image_processing_alta import AltaImageProcessor
 from .modeling_alta import AltaForPreTraining, AltaForPreTrainingOutput, AltaModel, AltaOutput
 from .modeling_mrm import AltaForMaskedRecordModeling
@@ -50,4 +51,5 @@ __all__ = [
     "AltaStudyPipeline",
     "AltaVisionConfig",
     "AltaVisionModel",
+    "fold_adapters",
 ]

@@ -24,6 +24,7 @@ SHIPPED_FILES = (
     "classification_alta.py",
     "configuration_alta.py",
     "dicom_alta.py",
+    "fold_alta.py",
     "image_processing_alta.py",
     "losses_alta.py",
     "modeling_alta.py",

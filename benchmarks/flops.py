@@ -8,6 +8,7 @@ attention of CPUs, so its formula is added here.
 import time
 from collections.abc import Callable
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,14 +46,16 @@ def count_flops(function: Callable[[], Any]) -> int:
 
 
 @torch.inference_mode()
-def matmul_peak(dtype: torch.dtype, size: int = 2048, rounds: int = 5) -> float:
+def matmul_peak(
+    dtype: torch.dtype, size: int = 2048, rounds: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """FLOPs per second of a large matrix product with the threads that torch has now, the best of `rounds`.
 
     Call it between the rounds of what is measured against it, so that both see the same machine.
     """
     left, right = torch.randn(2, size, size).to(dtype).unbind()
     left @ right  # the first product also plans
-    return 2 * size**3 / min(_seconds(lambda: left @ right) for _ in range(rounds))
+    return 2 * size**3 / min(time_call(lambda: left @ right, clock) for _ in range(rounds))
 
 
 def utilisation(flops: int, seconds: float, peak: float) -> float:
@@ -60,10 +63,18 @@ def utilisation(flops: int, seconds: float, peak: float) -> float:
     return flops / seconds / peak
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def time_call(function: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call."""
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-__all__ = ["count_flops", "matmul_peak", "utilisation"]
+def cpu_features() -> list[str]:
+    """The vector and matrix instructions of this CPU that decide its peak (Linux on x86)."""
+    path = Path("/proc/cpuinfo")
+    words = set(path.read_text().split()) if path.exists() else set()
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in words]
+
+
+__all__ = ["count_flops", "cpu_features", "matmul_peak", "time_call", "utilisation"]

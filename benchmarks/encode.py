@@ -88,7 +88,10 @@ def measure(dtype: torch.dtype, batch_size: int, rounds: int, clock: Callable[[]
     shares = [utilisation(flops[OURS], time, peak) for time, peak in zip(seconds[OURS], peaks, strict=True)]
     return {
         "images_per_second": {name: batch_size / statistics.median(times) for name, times in seconds.items()},
-        "speed_over": {name: median_ratio(seconds[name], seconds[OURS]) for name in functions if name != OURS},
+        "speed_over": {
+            name: median_ratio(seconds[name], seconds[OURS]) for name in functions if name not in (OURS, STUDIES)
+        },
+        "two_view_studies_over_half_the_frontals": median_ratio(seconds[OURS], seconds[STUDIES]),
         "gflops_per_image": {name: count / batch_size / 1e9 for name, count in flops.items()},
         "matmul_peak_gflops_per_second": statistics.median(peaks) / 1e9,
         "utilisation": statistics.median(shares),

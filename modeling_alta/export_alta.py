@@ -20,6 +20,7 @@ from .processing_alta import AltaProcessor
 
 SHIPPED_FILES = (
     "adapters_alta.py",
+    "attention_alta.py",
     "configuration_alta.py",
     "dicom_alta.py",
     "image_processing_alta.py",

@@ -127,22 +127,23 @@ def _similarity_block(words, word_mask, patches, patch_mask, attention_scale, po
 
 
 def image_reconstruction_loss(
-    predicted_patches: torch.Tensor, target_patches: torch.Tensor, mask: torch.Tensor, norm_pix_loss: bool
+    predicted_patches: torch.Tensor, target_patches: torch.Tensor, norm_pix_loss: bool
 ) -> torch.Tensor:
-    """Mean squared error on the masked patches (MRM, section 3).
+    """Mean squared error on the masked patches, the only ones given (MRM, section 3).
 
     Args:
-        predicted_patches (`torch.Tensor` of shape `(batch_size, num_patches, patch_size**2 * num_channels)`).
+        predicted_patches (`torch.Tensor` of shape `(batch_size, num_masked, patch_size**2 * num_channels)`).
         target_patches (`torch.Tensor` of the same shape): pixels of the image to reconstruct.
-        mask (`torch.Tensor` of shape `(batch_size, num_patches)`): 1 where the patch was removed.
         norm_pix_loss (`bool`): normalise every target patch by its own mean and unbiased variance.
     """
     predicted_patches, target_patches = predicted_patches.float(), target_patches.float()
     if norm_pix_loss:
-        mean, variance = target_patches.mean(-1, keepdim=True), target_patches.var(-1, keepdim=True)
-        target_patches = (target_patches - mean) / (variance + 1e-6).sqrt()
+        target_patches = target_patches - target_patches.mean(-1, keepdim=True)
+        # Not `var`, which warns about a batch without any image.
+        variance = target_patches.square().sum(-1, keepdim=True) / (target_patches.shape[-1] - 1)
+        target_patches = target_patches / (variance + 1e-6).sqrt()
     error = (predicted_patches - target_patches).square().mean(-1)
-    return _mean_over_processes((error * mask).sum(), mask.sum())
+    return _mean_over_processes(error.sum(), torch.tensor(float(error.numel()), device=error.device))
 
 
 def masked_report_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

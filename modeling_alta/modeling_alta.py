@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import BertModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
@@ -22,7 +22,7 @@ from .losses_alta import (
     local_contrastive_loss,
     masked_report_loss,
 )
-from .text_alta import AltaReportHead, embed_tokens, encode_texts, masked_token_logits
+from .text_alta import AltaReportHead, build_text_model, embed_tokens, encode_texts, masked_token_logits
 from .vision_alta import (
     AltaImageDecoder,
     AltaMaskToken,
@@ -30,7 +30,9 @@ from .vision_alta import (
     AltaVisionModel,
     AltaVisionOutput,
     patchify,
+    removed_patches,
     sincos_position_embedding,
+    take_tokens,
 )
 
 
@@ -126,7 +128,7 @@ class AltaPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["Block", "BertLayer"]
+    _no_split_modules = ["AltaBlock", "BertLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -190,7 +192,7 @@ class AltaModel(AltaPreTrainedModel):
         super().__init__(config)
         text, vision = config.text_config, config.vision_config
         self.vision_model = AltaVisionModel(vision)
-        self.text_model = BertModel._from_config(text, add_pooling_layer=False)
+        self.text_model = build_text_model(text)
         self.image_projection = AltaProjectionHead(vision.hidden_size, config)
         self.text_projection = AltaProjectionHead(text.hidden_size, config)
         self.image_local_projection = AltaProjectionHead(vision.hidden_size, config)
@@ -404,9 +406,27 @@ class AltaForPreTraining(AltaModel):
 
     def _image_loss(self, vision, view_mask, target_pixel_values):
         present = view_mask[:, 0].nonzero().squeeze(1)
-        predicted = self.image_decoder(vision.last_hidden_state[present, 0], vision.ids_restore[present, 0])
-        target = patchify(target_pixel_values[present], self.config.decoder_patch_size)
-        return image_reconstruction_loss(predicted, target, vision.mask[present, 0], self.config.norm_pix_loss)
+        tokens, ids_restore = vision.last_hidden_state[present, 0], vision.ids_restore[present, 0]
+        return masked_image_loss(self.config, self.image_decoder, tokens, ids_restore, target_pixel_values[present])
+
+
+def masked_image_loss(
+    config: AltaConfig,
+    decoder: AltaImageDecoder,
+    tokens: torch.Tensor,
+    ids_restore: torch.Tensor,
+    target_pixel_values: torch.Tensor,
+) -> torch.Tensor:
+    """Reconstruction loss of images, whose removed patches are the only ones predicted.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(num_images, 1 + num_kept_patches, hidden_size)`): class token first.
+        ids_restore (`torch.LongTensor` of shape `(num_images, num_patches)`).
+        target_pixel_values (`torch.Tensor` of shape `(num_images, 3, target_size, target_size)`).
+    """
+    removed = removed_patches(ids_restore, tokens.shape[1] - 1)
+    target = take_tokens(patchify(target_pixel_values, config.decoder_patch_size), removed)
+    return image_reconstruction_loss(decoder(tokens, ids_restore, removed), target, config.norm_pix_loss)
 
 
 def contrastive_losses(embeds: AltaForPreTrainingOutput) -> tuple[torch.Tensor, torch.Tensor]:
@@ -445,5 +465,6 @@ __all__ = [
     "AltaOutput",
     "AltaPreTrainedModel",
     "contrastive_losses",
+    "masked_image_loss",
     "weigh_losses",
 ]

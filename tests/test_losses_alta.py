@@ -97,16 +97,15 @@ def test_global_loss_runs_in_float32_under_autocast():
         assert global_contrastive_loss(images, texts, torch.tensor(50.0)) == expected
 
 
-def test_image_loss_counts_masked_patches_only():
+def test_image_loss_is_the_mean_over_all_patches_of_the_batch():
     predicted, target = torch.zeros(1, 2, 4), torch.tensor([[[1.0] * 4, [3.0] * 4]])
-    mask = torch.tensor([[0.0, 1.0]])
-    assert image_reconstruction_loss(predicted, target, mask, norm_pix_loss=False) == 9
+    assert image_reconstruction_loss(predicted, target, norm_pix_loss=False) == 5
 
 
 def test_image_loss_normalises_patches_by_their_unbiased_variance():
     # Mean 1 and unbiased variance 2 of (0, 2): the target is ∓1/√2, so a prediction of 0 costs 1/2.
     target = torch.tensor([[[0.0, 2.0]]])
-    loss = image_reconstruction_loss(torch.zeros(1, 1, 2), target, torch.ones(1, 1), norm_pix_loss=True)
+    loss = image_reconstruction_loss(torch.zeros(1, 1, 2), target, norm_pix_loss=True)
     torch.testing.assert_close(loss, torch.tensor(0.5))
 
 

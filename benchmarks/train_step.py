@@ -57,7 +57,7 @@ def make_batch(config: AltaConfig, num_studies: int, mean_length: int, all_views
     view_mask[:, 0] = True
     sides = (vision.image_size, config.target_image_size)
     pixels, target = (
-        torch.randn(num_studies, n, 3, side, side, generator=generator) for n, side in zip((4, 1), sides)
+        torch.randn(num_studies, n, 3, side, side, generator=generator) for n, side in zip((4, 1), sides, strict=True)
     )
     return {
         "input_ids": input_ids,

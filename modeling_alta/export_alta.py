@@ -30,6 +30,7 @@ SHIPPED_FILES = (
     "pixels_alta.py",
     "processing_alta.py",
     "radiograph_alta.py",
+    "similarity_alta.py",
     "text_alta.py",
     "tuner_alta.py",
     "vision_alta.py",

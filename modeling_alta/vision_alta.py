@@ -51,8 +51,8 @@ class AltaBlock(Block):
 
     Args of its `forward`:
         hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`).
-        chosen (`torch.LongTensor` of shape `(batch_size, num_chosen)`, *optional*): the tokens to give, which still see
-            all others.
+        chosen (`torch.LongTensor` of shape `(batch_size, num_chosen)`, *optional*): the tokens to give, which still
+            see all others.
     """
 
     def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
@@ -254,7 +254,7 @@ def mask_patches(patches: torch.Tensor, mask_ratio: float, noise: torch.Tensor |
 
 
 def take_tokens(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Tokens `(batch_size, num_chosen, …)` of `(batch_size, num_tokens, …)` at positions `(batch_size, num_chosen)`."""
+    """From `(batch_size, num_tokens, …)` those at positions `(batch_size, num_chosen)`: `(batch_size, num_chosen, …)`."""
     batch_size, num_tokens = hidden_states.shape[:2]
     rows = positions + num_tokens * torch.arange(batch_size, device=positions.device)[:, None]
     return hidden_states.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, positions.shape)

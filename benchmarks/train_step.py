@@ -24,6 +24,7 @@ import torch
 from benchmarks.memory import PeakMemory, measure_tree
 from benchmarks.plain_form import plain_losses
 from modeling_alta import AltaConfig, AltaForPreTraining
+from modeling_alta.adapters_alta import cast_frozen_matrices
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

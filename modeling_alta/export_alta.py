@@ -31,6 +31,7 @@ SHIPPED_FILES = (
     "processing_alta.py",
     "radiograph_alta.py",
     "similarity_alta.py",
+    "staged_alta.py",
     "text_alta.py",
     "tuner_alta.py",
     "vision_alta.py",

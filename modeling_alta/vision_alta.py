@@ -10,6 +10,7 @@ import torch
 from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .attention_alta import attend
@@ -46,7 +47,7 @@ class AltaAttention(Attention):
         return self.proj(attend(query, key, value).transpose(1, 2).flatten(2))
 
 
-class AltaBlock(Block):
+class AltaBlock(GradientCheckpointingLayer, Block):
     """timm's block, of which the last one of a tower may give chosen tokens only.
 
     Args of its `forward`:
@@ -85,7 +86,6 @@ class AltaVisionModel(nn.Module):
     def __init__(self, config: AltaVisionConfig):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
         self.patch_embed = PatchEmbed(config.image_size, config.patch_size, config.num_channels, config.hidden_size)
         self.pos_embed = frozen_parameter(1, 1 + config.num_patches, config.hidden_size)
         self.missing_token = frozen_parameter(1, config.num_patches, config.hidden_size)
@@ -137,10 +137,7 @@ class AltaVisionModel(nn.Module):
 
     def encode(self, hidden_states: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
-            if self.gradient_checkpointing and self.training:
-                hidden_states = self._gradient_checkpointing_func(block.__call__, hidden_states)
-            else:
-                hidden_states = block(hidden_states)
+            hidden_states = block(hidden_states)
         return self.norm(hidden_states)
 
 
@@ -254,7 +251,7 @@ def mask_patches(patches: torch.Tensor, mask_ratio: float, noise: torch.Tensor |
 
 
 def take_tokens(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """From `(batch_size, num_tokens, …)` those at positions `(batch_size, num_chosen)`: `(batch_size, num_chosen, …)`."""
+    """Those of `(batch_size, num_tokens, …)` at positions `(batch_size, num_chosen)`, which shape the result."""
     batch_size, num_tokens = hidden_states.shape[:2]
     rows = positions + num_tokens * torch.arange(batch_size, device=positions.device)[:, None]
     return hidden_states.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, positions.shape)

@@ -81,6 +81,8 @@ FORMS = {"plain": plain_losses, "ours": our_losses}
 
 def build_step(form: str, model: AltaForPreTraining, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> Callable:
     """One train step of a form as a function without arguments."""
+    if form == "ours" and dtype == torch.bfloat16:
+        cast_frozen_matrices(model, dtype)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
 
@@ -102,9 +104,9 @@ def seconds(function: Callable) -> float:
 
 def time_forms(args: argparse.Namespace, dtype: torch.dtype, mean_length: int) -> dict[str, float | list[float]]:
     """Median seconds of both forms, in turn, and the median of the rounds' ratios."""
-    model = build_model()
-    batch = make_batch(model.config, args.num_studies, mean_length, all_views=False)
-    steps = {form: build_step(form, model, batch, dtype) for form in FORMS}
+    models = {form: build_model() for form in FORMS}
+    batch = make_batch(models["ours"].config, args.num_studies, mean_length, all_views=False)
+    steps = {form: build_step(form, models[form], batch, dtype) for form in FORMS}
     times = {form: [] for form in FORMS}
     for _ in range(1 + args.rounds):
         for form, step in steps.items():

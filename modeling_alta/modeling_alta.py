@@ -67,9 +67,14 @@ class AltaOutput(ModelOutput):
 class AltaForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss (scalar `torch.Tensor`): weighted sum of the four.
+        loss (scalar `torch.Tensor`): weighted sum of the losses that are there.
         global_contrastive_loss, local_contrastive_loss, image_reconstruction_loss, masked_report_loss (scalars).
         image_embeds, text_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): L2-normalised.
+        word_embeds (`torch.Tensor` of shape `(batch_size, num_words, projection_dim)`): local, not normalised.
+        word_mask (`torch.BoolTensor` of shape `(batch_size, num_words)`): `True` where a word stands.
+        patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, projection_dim)`): kept patches of all views.
+        patch_mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`): `True` where a patch counts.
+        logit_scales (`torch.Tensor` of shape `(4,)`): the global scale, then the three local ones, exponentiated.
         vision_model_output (`AltaVisionOutput`): of the masked views.
     """
 
@@ -80,6 +85,11 @@ class AltaForPreTrainingOutput(ModelOutput):
     masked_report_loss: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
+    word_embeds: torch.Tensor | None = None
+    word_mask: torch.Tensor | None = None
+    patch_embeds: torch.Tensor | None = None
+    patch_mask: torch.Tensor | None = None
+    logit_scales: torch.Tensor | None = None
     vision_model_output: AltaVisionOutput | None = None
 
 
@@ -148,11 +158,23 @@ class AltaPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise what was not loaded; adapters last, since BERT gives those inside it weights of its own."""
+        """Initialise what was not loaded; adapters last, since BERT gives those inside it weights of its own.
+
+        Loading makes every parameter trainable; those that never train, such as the positions, are frozen again.
+        """
         super().initialize_weights()
         for module in self.modules():
             if isinstance(module, BottleneckAdapter):
                 init.zeros_(module.up.weight)
+        self._freeze_fixed()
+
+    def post_init(self) -> None:
+        self._fixed_parameters = [name for name, p in self.named_parameters() if not p.requires_grad]
+        super().post_init()
+
+    def _freeze_fixed(self) -> None:
+        for name in self._fixed_parameters:
+            self.get_parameter(name).requires_grad_(False)
 
     def enable_adapters(self) -> None:
         """Switch PEFT adapters on again, class token, norms and heads included."""
@@ -338,6 +360,7 @@ class AltaForPreTraining(AltaModel):
         target_pixel_values: torch.Tensor,
         view_mask: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
+        contrast: bool = True,
         **kwargs,
     ) -> AltaForPreTrainingOutput:
         """
@@ -349,6 +372,8 @@ class AltaForPreTraining(AltaModel):
                 frontal at `config.target_image_size`.
             view_mask (`torch.BoolTensor` of shape `(batch_size, 4)`): `True` where the view was taken.
             noise (`torch.Tensor` of shape `(batch_size, 4, num_patches)`, *optional*): makes the masking reproducible.
+            contrast (`bool`): `False` leaves the two contrastive losses out, for a batch that is a part of the one to
+                contrast; `contrastive_losses` of the joined embeddings gives them.
 
         Raises:
             ValueError: for a wrong shape or a study without a current view.
@@ -358,26 +383,14 @@ class AltaForPreTraining(AltaModel):
         check_target(config, target_pixel_values, len(pixel_values))
         vision = self.vision_model(pixel_values, view_mask, config.mask_ratio, noise, config.missing_views)
         reports, masked_reports = self._encode_reports(input_ids, masked_input_ids, attention_mask, vision)
-        image_embeds = nn.functional.normalize(self.image_projection(vision.pooler_output), dim=-1)
-        text_embeds = nn.functional.normalize(self.text_projection(reports[:, 0]), dim=-1)
-        (scale,) = self.logit_scale()
-        output = AltaForPreTrainingOutput(
-            global_contrastive_loss=global_contrastive_loss(image_embeds, text_embeds, scale),
-            local_contrastive_loss=self._local_loss(reports, attention_mask, vision),
-            image_reconstruction_loss=self._image_loss(vision, view_mask, target_pixel_values),
-            masked_report_loss=masked_report_loss(
-                *masked_token_logits(self.report_head, self.text_model, masked_reports, labels)
-            ),
-            image_embeds=image_embeds,
-            text_embeds=text_embeds,
-            vision_model_output=vision,
+        output = self._embed(reports, attention_mask, vision)
+        output.image_reconstruction_loss = self._image_loss(vision, view_mask, target_pixel_values)
+        output.masked_report_loss = masked_report_loss(
+            *masked_token_logits(self.report_head, self.text_model, masked_reports, labels)
         )
-        output.loss = (
-            config.global_contrastive_weight * output.global_contrastive_loss
-            + config.local_contrastive_weight * output.local_contrastive_loss
-            + config.image_reconstruction_weight * output.image_reconstruction_loss
-            + config.masked_report_weight * output.masked_report_loss
-        )
+        if contrast:
+            output.global_contrastive_loss, output.local_contrastive_loss = contrastive_losses(output)
+        output.loss = weigh_losses(config, output)
         return output
 
     def _encode_reports(self, input_ids, masked_input_ids, attention_mask, vision):
@@ -387,16 +400,18 @@ class AltaForPreTraining(AltaModel):
         hidden_states = torch.cat([reports, masked_reports])
         return encode_texts(self.text_model, hidden_states, attention_mask.repeat(2, 1)).chunk(2)
 
-    def _local_loss(self, reports, attention_mask, vision):
+    def _embed(self, reports, attention_mask, vision):
         patches = self.image_local_projection(vision.last_hidden_state[:, :, 1:])  # (B, V, K, E)
         patch_mask = vision.computed_views.unsqueeze(-1).expand(patches.shape[:3])
-        words = self.text_local_projection(reports[:, 1:])  # the class token is no word, the separator is
-        return local_contrastive_loss(
-            words,
-            attention_mask[:, 1:].bool(),
-            patches.flatten(1, 2),
-            patch_mask.flatten(1, 2),
-            *self.local_logit_scales(),
+        return AltaForPreTrainingOutput(
+            image_embeds=nn.functional.normalize(self.image_projection(vision.pooler_output), dim=-1),
+            text_embeds=nn.functional.normalize(self.text_projection(reports[:, 0]), dim=-1),
+            word_embeds=self.text_local_projection(reports[:, 1:]),  # the class token is no word, the separator is
+            word_mask=attention_mask[:, 1:].bool(),
+            patch_embeds=patches.flatten(1, 2),
+            patch_mask=patch_mask.flatten(1, 2),
+            logit_scales=torch.stack([*self.logit_scale(), *self.local_logit_scales()]),
+            vision_model_output=vision,
         )
 
     def _image_loss(self, vision, view_mask, target_pixel_values):
@@ -404,6 +419,24 @@ class AltaForPreTraining(AltaModel):
         predicted = self.image_decoder(vision.last_hidden_state[present, 0], vision.ids_restore[present, 0])
         target = patchify(target_pixel_values[present], self.config.decoder_patch_size)
         return image_reconstruction_loss(predicted, target, vision.mask[present, 0], self.config.norm_pix_loss)
+
+
+def contrastive_losses(embeds: AltaForPreTrainingOutput) -> tuple[torch.Tensor, torch.Tensor]:
+    """Global and local contrastive loss of a batch, whole or joined from parts."""
+    global_scale, *local_scales = embeds.logit_scales.unbind()
+    return (
+        global_contrastive_loss(embeds.image_embeds, embeds.text_embeds, global_scale),
+        local_contrastive_loss(
+            embeds.word_embeds, embeds.word_mask, embeds.patch_embeds, embeds.patch_mask, *local_scales
+        ),
+    )
+
+
+def weigh_losses(config: AltaConfig, output: ModelOutput) -> torch.Tensor:
+    """Weighted sum of those of the four losses that `output` holds (paper, section III-C)."""
+    names = ("global_contrastive", "local_contrastive", "image_reconstruction", "masked_report")
+    losses = {name: output.get(f"{name}_loss") for name in names}
+    return sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items() if loss is not None)
 
 
 def check_target(config: AltaConfig, target_pixel_values: torch.Tensor, batch_size: int) -> None:
@@ -423,4 +456,6 @@ __all__ = [
     "AltaModel",
     "AltaOutput",
     "AltaPreTrainedModel",
+    "contrastive_losses",
+    "weigh_losses",
 ]

@@ -2,7 +2,8 @@ import pytest
 import torch
 from conftest import make_batch, make_config
 
-from modeling_alta import AltaConfig, AltaForPreTraining, AltaModel
+from modeling_alta import AltaConfig, AltaForMaskedRecordModeling, AltaForPreTraining, AltaModel
+from modeling_alta.modeling_alta import contrastive_losses
 from modeling_alta.vision_alta import mask_patches, patchify, sincos_position_embedding
 
 
@@ -205,6 +206,16 @@ def test_model_survives_save_and_load_bit_for_bit(tiny_pretraining_model, tiny_b
     )
 
 
+@pytest.mark.parametrize("model_class", [AltaModel, AltaForPreTraining, AltaForMaskedRecordModeling])
+def test_a_loaded_model_keeps_frozen_what_a_new_one_does(model_class, tmp_path):
+    model = model_class(make_config(use_adapters=False))
+    model.save_pretrained(tmp_path)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    loaded = model_class.from_pretrained(tmp_path)
+    assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen
+    assert {"vision_model.pos_embed", "vision_model.missing_token"} <= frozen
+
+
 def test_a_checkpoint_of_another_size_is_an_error(tiny_base, tmp_path):
     tiny_base.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
@@ -257,3 +268,12 @@ def test_position_embedding_turns_columns_first_and_leaves_the_class_token_zero(
     second_column, second_row = embedding[2], embedding[4]
     torch.testing.assert_close(second_column[:2], torch.sin(torch.tensor([1.0, 0.01])))
     torch.testing.assert_close(second_row[4:6], torch.sin(torch.tensor([1.0, 0.01])))
+
+
+def test_embeddings_joined_from_parts_give_the_contrast_of_the_whole_batch(tiny_pretraining_model, tiny_batch):
+    whole = tiny_pretraining_model(**tiny_batch)
+    part = tiny_pretraining_model(**tiny_batch, contrast=False)
+    assert part.global_contrastive_loss is None and part.local_contrastive_loss is None
+    torch.testing.assert_close(part.loss, part.image_reconstruction_loss + part.masked_report_loss)
+    expected = torch.stack([whole.global_contrastive_loss, whole.local_contrastive_loss])
+    torch.testing.assert_close(torch.stack(contrastive_losses(part)), expected)

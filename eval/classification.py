@@ -198,7 +198,7 @@ def load_classifier(name: str, device: str = "cpu") -> tuple[Any, Any]:
     try:
         model, info = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # a RuntimeError: an adapter over a base of other labels
         raise ValueError(f"`model` must be a Hub folder or a Hub id of a classifier, got {name!r}: {error}") from error
     # Of an adapter that aligns a base with reports nothing is missing, but its text tower is left over.
     missing, left_over = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])

@@ -21,6 +21,7 @@ from .processing_alta import AltaProcessor
 
 SHIPPED_FILES = (
     "adapters_alta.py",
+    "attention_alta.py",
     "classification_alta.py",
     "configuration_alta.py",
     "dicom_alta.py",
@@ -32,6 +33,8 @@ SHIPPED_FILES = (
     "pixels_alta.py",
     "processing_alta.py",
     "radiograph_alta.py",
+    "similarity_alta.py",
+    "staged_alta.py",
     "text_alta.py",
     "tuner_alta.py",
     "vision_alta.py",

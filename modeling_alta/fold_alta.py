@@ -8,6 +8,7 @@ from timm.layers import Attention, Mlp
 from torch import nn
 
 from .adapters_alta import ParallelAdapter, SerialAdapter
+from .attention_alta import attend
 from .modeling_alta import AltaModel, AltaPreTrainedModel
 from .vision_alta import AltaVisionModel
 
@@ -222,14 +223,6 @@ def linear_from(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dt
 
 def frozen(values: torch.Tensor, dtype: torch.dtype | None) -> nn.Parameter:
     return nn.Parameter(values.detach().to(dtype, copy=True), requires_grad=False)
-
-
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Scaled dot-product attention in the form that is fastest on the device."""
-    if query.device.type != "cpu" or query.dtype == torch.float32:
-        return nn.functional.scaled_dot_product_attention(query, key, value)
-    # In half precision CPUs multiply plain matrices faster than the fused kernel does.
-    return ((query * query.shape[-1] ** -0.5) @ key.mT).softmax(-1) @ value
 
 
 __all__ = ["AltaFoldedModel", "fold_adapters"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import BertModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
@@ -22,7 +22,8 @@ from .losses_alta import (
     local_contrastive_loss,
     masked_report_loss,
 )
-from .text_alta import AltaReportHead, embed_tokens, encode_texts, masked_token_logits
+from .staged_alta import staged_loss
+from .text_alta import AltaReportHead, build_text_model, embed_tokens, encode_texts, masked_token_logits
 from .vision_alta import (
     AltaImageDecoder,
     AltaMaskToken,
@@ -30,7 +31,9 @@ from .vision_alta import (
     AltaVisionModel,
     AltaVisionOutput,
     patchify,
+    removed_patches,
     sincos_position_embedding,
+    take_tokens,
 )
 
 
@@ -126,7 +129,7 @@ class AltaPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["Block", "BertLayer"]
+    _no_split_modules = ["AltaBlock", "BertLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -202,7 +205,7 @@ class AltaModel(AltaPreTrainedModel):
         super().__init__(config)
         text, vision = config.text_config, config.vision_config
         self.vision_model = AltaVisionModel(vision)
-        self.text_model = BertModel._from_config(text, add_pooling_layer=False)
+        self.text_model = build_text_model(text)
         self.image_projection = AltaProjectionHead(vision.hidden_size, config)
         self.text_projection = AltaProjectionHead(text.hidden_size, config)
         self.image_local_projection = AltaProjectionHead(vision.hidden_size, config)
@@ -382,25 +385,18 @@ class AltaForPreTraining(AltaModel):
         pixel_values, view_mask = self.check_views(pixel_values, view_mask)
         check_target(config, target_pixel_values, len(pixel_values))
         vision = self.vision_model(pixel_values, view_mask, config.mask_ratio, noise, config.missing_views)
-        reports, masked_reports = self._encode_reports(input_ids, masked_input_ids, attention_mask, vision)
-        output = self._embed(reports, attention_mask, vision)
-        output.image_reconstruction_loss = self._image_loss(vision, view_mask, target_pixel_values)
-        output.masked_report_loss = masked_report_loss(
-            *masked_token_logits(self.report_head, self.text_model, masked_reports, labels)
-        )
+        # The heads that use up most memory come first and are through before the next begins.
+        image_loss = self._image_loss(vision, view_mask, target_pixel_values)
+        report_loss = self._report_loss(vision, masked_input_ids, attention_mask, labels)
+        output = self._embed(input_ids, attention_mask, vision)
+        output.image_reconstruction_loss, output.masked_report_loss = image_loss, report_loss
         if contrast:
             output.global_contrastive_loss, output.local_contrastive_loss = contrastive_losses(output)
         output.loss = weigh_losses(config, output)
         return output
 
-    def _encode_reports(self, input_ids, masked_input_ids, attention_mask, vision):
-        image_feature = self.image_to_report(vision.pooler_output).unsqueeze(1)  # (B, 1, D)
-        reports = embed_tokens(self.text_model, input_ids)
-        masked_reports = embed_tokens(self.text_model, masked_input_ids) + image_feature
-        hidden_states = torch.cat([reports, masked_reports])
-        return encode_texts(self.text_model, hidden_states, attention_mask.repeat(2, 1)).chunk(2)
-
-    def _embed(self, reports, attention_mask, vision):
+    def _embed(self, input_ids, attention_mask, vision):
+        reports = encode_texts(self.text_model, embed_tokens(self.text_model, input_ids), attention_mask)
         patches = self.image_local_projection(vision.last_hidden_state[:, :, 1:])  # (B, V, K, E)
         patch_mask = vision.computed_views.unsqueeze(-1).expand(patches.shape[:3])
         return AltaForPreTrainingOutput(
@@ -416,9 +412,40 @@ class AltaForPreTraining(AltaModel):
 
     def _image_loss(self, vision, view_mask, target_pixel_values):
         present = view_mask[:, 0].nonzero().squeeze(1)
-        predicted = self.image_decoder(vision.last_hidden_state[present, 0], vision.ids_restore[present, 0])
-        target = patchify(target_pixel_values[present], self.config.decoder_patch_size)
-        return image_reconstruction_loss(predicted, target, vision.mask[present, 0], self.config.norm_pix_loss)
+        ids_restore, target = vision.ids_restore[present, 0], target_pixel_values[present]
+
+        def loss(tokens):
+            return masked_image_loss(self.config, self.image_decoder, tokens, ids_restore, target)
+
+        return staged_loss(loss, (vision.last_hidden_state[present, 0],), [self.image_decoder])
+
+    def _report_loss(self, vision, masked_input_ids, attention_mask, labels):
+        def loss(image_feature):
+            hidden_states = embed_tokens(self.text_model, masked_input_ids) + image_feature.unsqueeze(1)
+            hidden_states = encode_texts(self.text_model, hidden_states, attention_mask)
+            return masked_report_loss(*masked_token_logits(self.report_head, self.text_model, hidden_states, labels))
+
+        image_feature = self.image_to_report(vision.pooler_output)  # (B, D)
+        return staged_loss(loss, (image_feature,), [self.text_model, self.report_head])
+
+
+def masked_image_loss(
+    config: AltaConfig,
+    decoder: AltaImageDecoder,
+    tokens: torch.Tensor,
+    ids_restore: torch.Tensor,
+    target_pixel_values: torch.Tensor,
+) -> torch.Tensor:
+    """Reconstruction loss of images, whose removed patches are the only ones predicted.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(num_images, 1 + num_kept_patches, hidden_size)`): class token first.
+        ids_restore (`torch.LongTensor` of shape `(num_images, num_patches)`).
+        target_pixel_values (`torch.Tensor` of shape `(num_images, 3, target_size, target_size)`).
+    """
+    removed = removed_patches(ids_restore, tokens.shape[1] - 1)
+    target = take_tokens(patchify(target_pixel_values, config.decoder_patch_size), removed)
+    return image_reconstruction_loss(decoder(tokens, ids_restore, removed), target, config.norm_pix_loss)
 
 
 def contrastive_losses(embeds: AltaForPreTrainingOutput) -> tuple[torch.Tensor, torch.Tensor]:
@@ -457,5 +484,6 @@ __all__ = [
     "AltaOutput",
     "AltaPreTrainedModel",
     "contrastive_losses",
+    "masked_image_loss",
     "weigh_losses",
 ]

@@ -163,3 +163,11 @@ def test_model_without_a_classifier_is_an_error_not_a_random_figure(folder, tmp_
     with pytest.raises(SystemExit) as stop:
         main(["--model", "nowhere", "--records", str(folder / "records"), "--output", str(tmp_path / "out.json")])
     assert stop.value.code == 2 and "of a classifier, got 'nowhere'" in capsys.readouterr().err
+
+
+def test_adapter_over_a_base_of_other_labels_is_an_error(folder, tmp_path):
+    base = AltaForImageClassification(make_config(use_adapters=False, **label_settings([*NAMES, "Nodule"])))
+    adapter = get_peft_model(base, AltaAdapterConfig())
+    export_adapter(adapter, make_processor(), tmp_path, base=folder / "aligned_base")
+    with pytest.raises(ValueError, match="`model` must be a Hub folder or a Hub id of a classifier"):
+        load_classifier(str(tmp_path))

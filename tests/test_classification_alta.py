@@ -158,8 +158,8 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     for is_checkpointed in (False, True):
         model = tune("adapter")
         if is_checkpointed:
-            model.base_model.model.gradient_checkpointing_enable()
-            assert model.base_model.model.vision_model.gradient_checkpointing
+            model.base_model.model.activation_checkpointing_enable()
+            assert all(block.gradient_checkpointing for block in model.base_model.model.vision_model.blocks)
         model(**batch).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0] and gradients[0].keys() == gradients[1].keys()

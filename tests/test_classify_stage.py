@@ -14,12 +14,17 @@ def test_a_classifier_trains_over_an_mrm_tower_and_loads_as_one(mrm_run, work, t
     run = train(work, "classify", f"classify_{tuning}", base=f"{mrm_run}/model", tuning=tuning, validate_every=3)
     assert [row["step"] for row in losses_of(run)] == list(range(1, len(losses_of(run)) + 1))
     model = AutoModelForImageClassification.from_pretrained(run / "full")
-    assert list(model.config.label2id) == list(count_labels(load_study_records(work / "records", "train")))
+    names = list(count_labels(load_study_records(work / "records", "train")))
+    assert [model.config.id2label[index] for index in range(model.config.num_labels)] == names
     assert "macro_auroc" in read_log(run / VALIDATION_LOG)[-1]
     tower = "vision_model.blocks.0.attn.qkv.weight"
     is_kept = torch.equal(model.state_dict()[tower], load_file(mrm_run / "model" / "model.safetensors")[tower])
     assert is_kept == (tuning != "full")
-    assert (run / "adapter").exists() == (tuning == "adapter")
+    if tuning == "adapter":
+        over_base = AutoModelForImageClassification.from_pretrained(run / "adapter")
+        batch = {"pixel_values": torch.randn(2, 3, 32, 32)}
+        with torch.no_grad():
+            torch.testing.assert_close(over_base.eval()(**batch).logits, model.eval()(**batch).logits)
 
 
 def test_labels_of_the_recipe_are_told_apart_in_their_order(mrm_run, work):

@@ -90,7 +90,7 @@ def build_order(args: TrainArguments, accelerator: Accelerator, studies) -> Batc
 def compile_blocks(model: nn.Module) -> None:
     """Compile every transformer block alone: the blocks of a tower share one graph, and shapes may vary."""
     for module in model.modules():
-        if type(module).__name__ in ("Block", "BertLayer"):
+        if type(module).__name__ in ("AltaBlock", "BertLayer"):
             module.compile(dynamic=True)
 
 

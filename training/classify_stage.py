@@ -18,7 +18,7 @@ from processing.study_records import load_study_records
 from recipes.recipe import TrainArguments
 from training.run import Run
 from training.shares import share_between_processes
-from training.stage import Records, Stage, base_config, base_folder, training_records
+from training.stage import Records, Stage, base_config, training_records
 
 
 class ClassifyStage(Stage):
@@ -34,6 +34,8 @@ class ClassifyStage(Stage):
         if args.tuning == "linear_probe":
             model.freeze_tower()
         elif args.tuning == "adapter":
+            if accelerator.is_main_process:
+                export_full(model, processor, labelled_base(args))  # the adapter needs one that knows the labels
             model = get_peft_model(model, get_peft_config(dict(args.peft)))
         return model, processor
 
@@ -43,12 +45,12 @@ class ClassifyStage(Stage):
         size = config.vision_config.image_size
         transform = StudyTransform(size, target_size=size, do_augment=augment)
         studies = LabelledStudies(records, transform, args.seed, unlabelled=args.unlabelled)
-        return studies, LabelCollator(list(config.label2id), config.problem_type)
+        return studies, LabelCollator(label_names(config), config.problem_type)
 
     def validate(self, run: Run) -> dict[str, float]:
         records = load_study_records(run.args.records, run.args.validation_split)
         records = list(records.select(range(min(len(records), run.args.validation_studies))))
-        model, names = Classifier(run), list(base_config(run.unwrapped).label2id)
+        model, names = Classifier(run), label_names(base_config(run.unwrapped))
         scores = share_between_processes(run, records, lambda part: classify_studies(model, run.processor, part))
         labels = [record["labels"] for record in records]
         results = classification_metrics(scores, names, labels, run.args.unlabelled, bootstrap_samples=1)
@@ -58,7 +60,7 @@ class ClassifyStage(Stage):
 
     def export(self, run: Run, model: nn.Module, folder: Path) -> None:
         if run.args.tuning == "adapter":
-            export_adapter(model, run.processor, folder / "adapter", base=base_folder(run.args))
+            export_adapter(model, run.processor, folder / "adapter", base=labelled_base(run.args))
             if model.get_base_model().config.use_adapters:
                 return
             model = deepcopy(model).merge_and_unload()
@@ -77,6 +79,16 @@ class Classifier(nn.Module):
     def forward(self, **inputs: torch.Tensor) -> ImageClassifierOutput:
         with self.accelerator.autocast():
             return self.model(**inputs)
+
+
+def labelled_base(args: TrainArguments) -> str:
+    """Where the base with the classifier's labels lies, over which an adapter is put."""
+    return str(Path(args.output_dir, "base").resolve())
+
+
+def label_names(config: AltaConfig) -> list[str]:
+    """The labels in the order of the logits, which `label2id` loses when a config is read from its file."""
+    return [config.id2label[index] for index in range(config.num_labels)]
 
 
 __all__ = ["ClassifyStage"]

@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encode", description=__doc__.splitlines()[1])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="(default: both)")
     parser.add_argument("--batch-size", type=int, default=8, help="images at once, an even number (default: 8)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of every model (default: 7)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every model (default: 5)")
     parser.add_argument("--processor-time", action="store_true", help="time of the processor, for one thread")
     args = parser.parse_args()
     if args.batch_size < 2 or args.batch_size % 2 or args.rounds < 1:

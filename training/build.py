@@ -5,10 +5,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from torch import nn
 
+from modeling_alta.adapters_alta import cast_frozen_matrices
 from processing.batch_order import BatchOrder
 from recipes.recipe import TrainArguments
 from training.alta_stage import AltaStage
-from training.checkpoints import frozen_sha256, register_trained_weights
+from training.checkpoints import frozen_sha256, holds_frozen_in_half, register_trained_weights
 from training.classify_stage import ClassifyStage
 from training.mrm_stage import MrmStage
 from training.optimization import build_optimizer, build_scheduler
@@ -17,6 +18,8 @@ from training.stage import base_config, training_records
 
 
 STAGES = {"mrm": MrmStage, "alta": AltaStage, "adapt": AltaStage, "classify": ClassifyStage}
+
+HALF_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_run(args: TrainArguments) -> Run:
@@ -35,6 +38,8 @@ def build_run(args: TrainArguments) -> Run:
     optimizer = build_optimizer(args, model, accelerator.num_processes)
     scheduler = build_scheduler(args, optimizer, len(order) // args.batches_per_step)
     register_trained_weights(accelerator, model)
+    if holds_frozen_in_half(accelerator):
+        cast_frozen_matrices(model, HALF_DTYPES[args.mixed_precision])
     model, optimizer = prepare(args, accelerator, model, optimizer)
     progress = TrainProgress()
     accelerator.register_for_checkpointing(scheduler, progress)

@@ -172,6 +172,14 @@ def put_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str)
         parameter.copy_(weights[name])
 
 
+def holds_frozen_in_half(accelerator: Accelerator) -> bool:
+    """Whether frozen matrices lie in the precision of autocast, which spares their cast in every step.
+
+    Where parameters are sharded they keep one dtype.
+    """
+    return accelerator.mixed_precision in ("bf16", "fp16") and accelerator.distributed_type not in SHARDED
+
+
 def frozen_sha256(model: nn.Module) -> str:
     """Hash of the parameters that do not train, over which a checkpoint's weights were learnt."""
     digest = hashlib.sha256()
@@ -237,6 +245,7 @@ __all__ = [
     "find_checkpoint",
     "find_damage",
     "frozen_sha256",
+    "holds_frozen_in_half",
     "load_weights",
     "put_weights",
     "register_trained_weights",

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from accelerate.utils import set_seed
 from torch import nn
 
-from training.checkpoints import SHARDED, put_weights, trained_weights
+from training.checkpoints import SHARDED, frozen_sha256, holds_frozen_in_half, put_weights, trained_weights
 from training.run import Run
 from training.run_folder import write_metrics
 from training.validation import BEST_NAME, load_best
@@ -31,10 +32,14 @@ def export_run(run: Run, training: dict[str, float]) -> None:
 
 
 def _whole_model(run: Run) -> nn.Module:
-    """The model in one piece: of a sharded run, built anew."""
-    if run.accelerator.distributed_type in SHARDED:
-        return run.stage.build_model(run.args, run.accelerator)[0]
-    return run.unwrapped
+    """The model in one piece and full precision: built anew where the run holds it otherwise."""
+    if run.accelerator.distributed_type not in SHARDED and not holds_frozen_in_half(run.accelerator):
+        return run.unwrapped
+    set_seed(run.args.seed)
+    model, _ = run.stage.build_model(run.args, run.accelerator)
+    if frozen_sha256(model) != run.frozen_sha256:
+        raise ValueError("The frozen weights that the run started from are no longer those that its recipe names.")
+    return model
 
 
 __all__ = ["export_run"]

@@ -1,17 +1,19 @@
 """FLOPs as the code runs them, the matmul peak of the machine, and the share of it that a run reaches.
 
 A multiply-add counts 2. Counted are matrix products, convolutions and attention, forward and backward, as torch
-dispatches them; element-wise work counts nothing, as in every published figure. torch's own counter misses the fused
-attention of CPUs, so its formula is added here.
+dispatches them; element-wise work counts nothing, as in every published figure. torch's own formulas miss the fused
+attention of CPUs, which is added here.
 """
 
 import time
 from collections.abc import Callable
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 
 def attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any) -> int:
@@ -27,10 +29,33 @@ def attention_backward_flops(
     return 2 * attention_flops(query, key, value)
 
 
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+FORMULAS = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(attention_flops),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(attention_backward_flops),
 }
+
+
+class FlopCount(TorchDispatchMode):
+    """Adds up the FLOPs of what torch dispatches.
+
+    torch's own `FlopCounterMode` also follows the modules, which fails where a forward pass takes gradients itself.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        formula = FORMULAS.get(func._overloadpacket)
+        if formula is None and func.namespace == "aten":
+            with self:  # what counts may be inside, as a product is in a linear layer under `inference_mode`
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        self.total += formula(*args, **kwargs, out_val=result) if formula else 0
+        return result
 
 
 def count_flops(function: Callable[[], Any]) -> int:
@@ -39,20 +64,22 @@ def count_flops(function: Callable[[], Any]) -> int:
     Args:
         function (`Callable`): takes nothing; a forward pass, or a whole train step.
     """
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with FlopCount() as count:
         function()
-    return counter.get_total_flops()
+    return count.total
 
 
 @torch.inference_mode()
-def matmul_peak(dtype: torch.dtype, size: int = 2048, rounds: int = 5) -> float:
+def matmul_peak(
+    dtype: torch.dtype, size: int = 2048, rounds: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """FLOPs per second of a large matrix product with the threads that torch has now, the best of `rounds`.
 
     Call it between the rounds of what is measured against it, so that both see the same machine.
     """
     left, right = torch.randn(2, size, size).to(dtype).unbind()
     left @ right  # the first product also plans
-    return 2 * size**3 / min(_seconds(lambda: left @ right) for _ in range(rounds))
+    return 2 * size**3 / min(time_call(lambda: left @ right, clock) for _ in range(rounds))
 
 
 def utilisation(flops: int, seconds: float, peak: float) -> float:
@@ -60,10 +87,18 @@ def utilisation(flops: int, seconds: float, peak: float) -> float:
     return flops / seconds / peak
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def time_call(function: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call."""
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-__all__ = ["count_flops", "matmul_peak", "utilisation"]
+def cpu_features() -> list[str]:
+    """The vector and matrix instructions of this CPU that decide its peak (Linux on x86)."""
+    path = Path("/proc/cpuinfo")
+    words = set(path.read_text().split()) if path.exists() else set()
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in words]
+
+
+__all__ = ["count_flops", "cpu_features", "matmul_peak", "time_call", "utilisation"]

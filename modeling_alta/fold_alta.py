@@ -53,8 +53,8 @@ def fold_adapters(model: AltaModel) -> "AltaFoldedModel":
     """
     if not isinstance(model, AltaModel) or any(hasattr(module, "base_layer") for module in model.modules()):
         raise ValueError(
-            f"`model` must be an AltaModel without PEFT layers, got {type(model).__name__}"
-            f"{' with PEFT layers' if isinstance(model, AltaModel) else ''}: call `merge_and_unload` first."
+            "`model` must be an AltaModel without PEFT layers, which `merge_and_unload` gives, "
+            f"got {type(model).__name__}."
         )
     if model.training:
         raise ValueError("`model` must be in evaluation mode to be folded, got training mode: call `eval` first.")

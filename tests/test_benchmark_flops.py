@@ -38,6 +38,17 @@ def test_attention_counts_the_same_fused_or_not(fused):
     assert count_flops(lambda: attention(fused)) == 6 * (2 + 4) * (2 * 7 * 4 * 7)
 
 
+def test_gradients_taken_inside_the_counted_pass_count():
+    weight, tokens = torch.randn(5, 4), torch.randn(3, 4, requires_grad=True)
+    assert count_flops(lambda: torch.autograd.grad(F.linear(tokens, weight).sum(), tokens)) == 2 * (2 * 3 * 4 * 5)
+
+
+def test_layers_count_without_autograd_too():
+    tokens = torch.randn(3, 4)
+    with torch.inference_mode():
+        assert count_flops(lambda: torch.nn.Linear(4, 5)(tokens)) == 2 * 3 * 4 * 5
+
+
 def test_encoding_counts_what_a_hand_count_gives():
     model = AltaModel(make_config()).eval()
     # Hidden 32, adapters 8, 16 patches of 8 x 8 x 3 and a class token, 2 blocks; projection 32 to 16 to 16.

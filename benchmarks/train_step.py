@@ -2,9 +2,10 @@
 How much faster and leaner is a full-size train step than the plain form of the same model?
 
 `python -m benchmarks.train_step` prints JSON: for each dtype and mean report length the seconds of both forms, which
-take turns in one process (median of `--rounds`), their ratio, the peak memory of both, and how far their losses are
-apart with all views present. A step is forward, backward and AdamW, with dropout, on 8 studies of which half of the
-view slots are there; with `bf16` under autocast, where ours also keeps the frozen weights in bfloat16.
+take turns in one process (median of `--rounds`), their ratio, the share of the matmul peak that ours reaches, the
+peak memory of both, and how far their losses are apart with all views present. A step is forward, backward and AdamW,
+with dropout, on 8 studies of which half of the view slots are there; with `bf16` under autocast, where ours also keeps
+the frozen weights in bfloat16.
 
 Peaks are of a child process for each form, that runs two steps of it alone; what was there after the imports is left
 out, the weights are not.
@@ -22,6 +23,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.flops import count_flops, matmul_peak, utilisation
 from benchmarks.memory import PeakMemory, measure_tree
 from benchmarks.plain_form import plain_losses
 from modeling_alta import AltaConfig, AltaForPreTraining
@@ -112,17 +114,21 @@ def seconds(function: Callable) -> float:
 
 
 def time_forms(args: argparse.Namespace, dtype: torch.dtype, mean_length: int) -> dict[str, float | list[float]]:
-    """Median seconds of both forms, in turn, and the median of the rounds' ratios."""
+    """Median seconds of both forms, in turn, and the medians over the rounds of their ratio and of our utilisation."""
     models = {form: build_model() for form in FORMS}
     batch = make_batch(models["ours"].config, args.num_studies, mean_length, args.views)
-    steps = {form: build_step(form, models[form], batch, dtype) for form in FORMS}
-    times = {form: [] for form in FORMS}
-    for _ in range(1 + args.rounds):
-        for form, step in steps.items():
-            times[form].append(seconds(step))
-    medians = {f"{form}_seconds": statistics.median(times[form][1:]) for form in FORMS}
-    ratios = [plain / ours for plain, ours in zip(times["plain"][1:], times["ours"][1:], strict=True)]
-    return {**medians, "ratio": statistics.median(ratios), "ratios": ratios}
+    plain, ours = (build_step(form, models[form], batch, dtype) for form in FORMS)
+    plain()  # the first steps warm up
+    flops = count_flops(ours)
+    rounds = [(seconds(plain), seconds(ours), matmul_peak(dtype)) for _ in range(args.rounds)]
+    return {
+        "plain_seconds": statistics.median(plain for plain, _, _ in rounds),
+        "ours_seconds": statistics.median(ours for _, ours, _ in rounds),
+        "ratio": statistics.median(plain / ours for plain, ours, _ in rounds),
+        "ratios": [plain / ours for plain, ours, _ in rounds],
+        "ours_flops": flops,
+        "ours_utilisation": statistics.median(utilisation(flops, ours, peak) for _, ours, peak in rounds),
+    }
 
 
 def measure_peak(form: str, args: argparse.Namespace, dtype_name: str, mean_length: int) -> int:

@@ -32,8 +32,8 @@ def build_card(
     Fill the card's template and metadata.
 
     Args:
-        metrics (`dict`): any of `run`, `parameters`, `training`, `retrieval`, `zero_shot`, `records`, `overlap` and
-            `preprocessing_sha256`; `retrieval` and `zero_shot` as the commands of `eval` write them.
+        metrics (`dict`): any of `run`, `parameters`, `training`, `validation`, `retrieval`, `zero_shot`, `records`,
+            `overlap` and `preprocessing_sha256`; `retrieval` and `zero_shot` as the commands of `eval` write them.
         model_id (`str`): Hub id of the repository, for the snippets.
         kind (`str`): `"full"` for a full model, `"adapter"` for an adapter repository.
         base_model (`str`, *optional*): Hub id of the frozen base; an adapter needs it.
@@ -85,7 +85,7 @@ def _check(metrics: dict[str, Any], kind: str, base_model: str | None) -> None:
         raise ValueError(f"`base_model` must name the frozen base of an adapter, got {base_model!r}.")
     if not isinstance(metrics, dict):
         raise ValueError(f"`metrics` must be an object, got {type(metrics).__name__}.")
-    for name in ("run", "parameters", "training", "records", "overlap", "retrieval", "zero_shot"):
+    for name in ("run", "parameters", "training", "validation", "records", "overlap", "retrieval", "zero_shot"):
         if not isinstance(metrics.get(name) or {}, dict):
             raise ValueError(f"`{name}` of `metrics` must be an object, got {type(metrics[name]).__name__}.")
     for name in ("retrieval", "zero_shot"):
@@ -104,6 +104,7 @@ def _tables(metrics: dict[str, Any]) -> dict[str, Any]:
         "run": _rows(metrics.get("run")),
         "parameters": _rows(metrics.get("parameters")),
         "training": _rows(metrics.get("training")),
+        "validation": _rows(metrics.get("validation")),
         "records": _rows(records),
         "overlap": _rows(_without_examples(metrics.get("overlap"))),
         "excluded": _rows(excluded),

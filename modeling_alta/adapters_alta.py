@@ -27,6 +27,7 @@ TRAINED_MODULES = (
     "image_decoder.norm",
     "image_decoder.predict",
     "report_head",
+    "classifier",
 )
 
 

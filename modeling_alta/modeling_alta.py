@@ -161,11 +161,23 @@ class AltaPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise what was not loaded; adapters last, since BERT gives those inside it weights of its own."""
+        """Initialise what was not loaded; adapters last, since BERT gives those inside it weights of its own.
+
+        Loading makes every parameter trainable; those that never train, such as the positions, are frozen again.
+        """
         super().initialize_weights()
         for module in self.modules():
             if isinstance(module, BottleneckAdapter):
                 init.zeros_(module.up.weight)
+        self._freeze_fixed()
+
+    def post_init(self) -> None:
+        self._fixed_parameters = [name for name, p in self.named_parameters() if not p.requires_grad]
+        super().post_init()
+
+    def _freeze_fixed(self) -> None:
+        for name in self._fixed_parameters:
+            self.get_parameter(name).requires_grad_(False)
 
     def enable_adapters(self) -> None:
         """Switch PEFT adapters on again, class token, norms and heads included."""

@@ -6,7 +6,6 @@ encoding of images in `images`, the writer in `shards`, and the engine that does
 `write_records`; what readers of records need from there can be imported from here.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import datasets
 from datasets import Dataset, IterableDataset
 
 from processing.images import encode_image
-from processing.shards import find_shards, write_study_records
+from processing.record_files import find_shards_of, is_hub_id
+from processing.shards import write_study_records
 from processing.study_features import SPLIT_NAMES, STUDY_FEATURES, assign_split
 
 
@@ -41,7 +41,7 @@ def load_study_records(path: str | Path, split: str, streaming: bool = False) ->
     Raises:
         `ValueError`: a folder with no records, a split that is not there, a table that lacks columns of a record.
     """
-    if _is_hub_id(path):
+    if is_hub_id(path):
         records = _load_from_hub(str(path), split, streaming)
     else:
         records = _load_from_folder(Path(path), split, streaming)
@@ -49,11 +49,6 @@ def load_study_records(path: str | Path, split: str, streaming: bool = False) ->
     if missing:
         raise ValueError(f"`path` must hold study records, got {path}, which lacks the columns {missing}.")
     return records
-
-
-def _is_hub_id(path: str | Path) -> bool:
-    """`owner/name` is also a relative path: one whose parent is a folder here is meant as a path."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path))) and not Path(path).parent.is_dir()
 
 
 def _load_from_hub(path: str, split: str, streaming: bool) -> Dataset | IterableDataset:
@@ -67,12 +62,7 @@ def _load_from_hub(path: str, split: str, streaming: bool) -> Dataset | Iterable
 
 
 def _load_from_folder(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
-    shards = find_shards(path / "data")
-    if not shards:
-        raise ValueError(f"`path` must be a folder of study records (data/<split>-*.parquet), got {path} with none.")
-    if split not in SPLIT_NAMES:
-        raise ValueError(f"`split` must be one of {list(SPLIT_NAMES)}, got '{split}'.")
-    files = [str(shard) for shard in shards if shard.name.startswith(f"{split}-")]
+    files = find_shards_of(path, split)
     if files:
         return datasets.load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming)
     if streaming:

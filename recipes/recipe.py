@@ -9,9 +9,16 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from modeling_alta import AltaConfig
+from modeling_alta.classification_alta import PROBLEM_TYPES
+from processing.label_batch import UNLABELLED_AS
 
 
-STAGES = ("mrm", "alta")
+AT_LEAST_ONE = (
+    *("batch_size", "gradient_accumulation_steps", "num_epochs"),
+    *("log_every", "keep_checkpoints", "validation_studies"),
+)
+STAGES = ("mrm", "alta", "adapt", "classify")
+TUNINGS = ("full", "adapter", "linear_probe")
 
 
 @dataclass
@@ -20,20 +27,30 @@ class TrainArguments:
     One recipe. Paths are relative to the folder in which the command runs.
 
     Args:
-        stage (`str`): `"mrm"`, masked record modelling of single frontals, or `"alta"`, adapters over a frozen base.
+        stage (`str`): `"mrm"`, masked record modelling of single frontals; `"alta"`, adapters over a frozen base; or
+            `"adapt"`, a new adapter over a trained model, for another hospital; or `"classify"`, a classifier of the
+            records' labels over a trained tower.
         records (`str`): folder or Hub id of study records.
         output_dir (`str`): folder of the run.
         text_encoder (`str`): folder of a vocabulary and a BERT; the stage `mrm` reads its vocabulary alone.
         mae (`str`): MAE weights that start the vision tower of `mrm`; random weights by default.
         mrm (`str`): `MRM.pth`, or the folder that an `mrm` run wrote, which starts `alta` with `text_encoder`.
-        base (`str`): a converted base, or a full model to put a new adapter over, which starts `alta` instead.
-        adapter (`str`): an adapter over `base` whose training goes on.
+        base (`str`): a converted base, or a full model to put a new adapter over, which starts `alta` instead; in
+            `classify` a full model, a base, or what an `mrm` run wrote.
+        adapter (`str`): a trained adapter over `base`; `adapt` starts the new adapter as a copy of it.
         model (`dict`): fields of `AltaConfig`.
         peft (`dict`): `peft_type` and fields of its PEFT config.
+        tuning (`str`): what trains in `classify`: `"full"`, `"adapter"` (by `peft`) or `"linear_probe"`.
+        labels (`list[str]`): what `classify` tells apart, by default every label of the split in sorted order.
+        problem_type (`str`): `"multi_label_classification"` or `"single_label_classification"`.
+        unlabelled (`str`): a study without labels is `"left_out"`, or `"negative"` for all of them.
         vision_heads, decoder_heads (`int`): of a published `MRM.pth`.
         split (`str`): split of the records to train on.
+        streaming (`bool`): read the records from their shards while training, instead of preparing the split first.
         augment (`bool`): augment radiographs and shuffle sentences.
-        batch_size (`int`): studies that a process takes at once.
+        batch_size (`int`): studies that a process contrasts with each other and with those of the other processes.
+        micro_batch_size (`int`): studies of one forward pass, by default all of `batch_size`. Fewer turn gradient
+            caching on: the gradients are the same, memory is that of the fewer, and each forward pass runs twice.
         gradient_accumulation_steps (`int`): batches per optimizer step.
         num_epochs (`int`): where training stops.
         schedule_epochs (`int`): where the cosine reaches zero.
@@ -43,6 +60,7 @@ class TrainArguments:
         max_gradient_norm (`float`): clip gradients to this norm; no clipping by default.
         mixed_precision (`str`): `"no"`, `"fp16"` or `"bf16"`.
         gradient_checkpointing (`bool`): recompute activations in the backward pass.
+        torch_compile (`bool`): compile the blocks of both towers and of the decoder.
         num_workers (`int`): processes that prepare batches.
         seed (`int`): decides initial weights, order, augmentation, masks and dropout.
         log_every (`int`): optimizer steps between two lines of the log.
@@ -50,6 +68,12 @@ class TrainArguments:
         checkpoint_every (`int`): optimizer steps between two checkpoints, 0 for none.
         keep_checkpoints (`int`): the last ones stay.
         resume (`str`): a checkpoint folder, or `"latest"`, which starts anew where there is none.
+        validate_every (`int`): optimizer steps between two validations, 0 for none.
+        validation_split (`str`): split to validate on.
+        validation_studies (`int`): the first so many of it.
+        validation_prompts (`str`): JSON file of prompts, such as `eval/prompts/covid_cxr.json`, for zero-shot figures.
+        best_metric (`str`): figure of the validation by which `best/` is chosen: by default the loss in `mrm`,
+            `macro_auroc` in `classify`, and `text_to_image_recall_at_5` else.
 
     Raises:
         ValueError: for a value out of range, or stages that lack what starts them.
@@ -65,11 +89,17 @@ class TrainArguments:
     adapter: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     peft: dict[str, Any] = field(default_factory=lambda: {"peft_type": "ALTA_ADAPTER"})
+    tuning: str = "adapter"
+    labels: list[str] | None = None
+    problem_type: str = "multi_label_classification"
+    unlabelled: str = "left_out"
     vision_heads: int | None = None
     decoder_heads: int = 6
     split: str = "train"
+    streaming: bool = False
     augment: bool = True
     batch_size: int = 24
+    micro_batch_size: int | None = None
     gradient_accumulation_steps: int = 1
     num_epochs: int = 30
     schedule_epochs: int = 100
@@ -80,6 +110,7 @@ class TrainArguments:
     max_gradient_norm: float | None = None
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
+    torch_compile: bool = False
     num_workers: int = 0
     seed: int = 0
     log_every: int = 10
@@ -87,13 +118,22 @@ class TrainArguments:
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
     resume: str | None = None
+    validate_every: int = 0
+    validation_split: str = "validation"
+    validation_studies: int = 1000
+    validation_prompts: str | None = None
+    best_metric: str | None = None
 
     def __post_init__(self):
         _check_one_of("stage", self.stage, STAGES)
+        _check_one_of("tuning", self.tuning, TUNINGS)
+        _check_one_of("problem_type", self.problem_type, PROBLEM_TYPES)
+        _check_one_of("unlabelled", self.unlabelled, UNLABELLED_AS)
         _check_one_of("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
-        for name in ("batch_size", "gradient_accumulation_steps", "num_epochs", "log_every", "keep_checkpoints"):
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        self._check_parts()
         if self.schedule_epochs < self.num_epochs:
             raise ValueError(
                 f"`schedule_epochs` must be at least `num_epochs` {self.num_epochs}, got {self.schedule_epochs}."
@@ -103,11 +143,36 @@ class TrainArguments:
             raise ValueError(f"`model` must hold fields of AltaConfig, got {unknown}.")
         self._check_start()
 
+    @property
+    def parts_per_batch(self) -> int:
+        """Forward passes that a batch of a process is split into."""
+        return self.batch_size // (self.micro_batch_size or self.batch_size)
+
+    @property
+    def batches_per_step(self) -> int:
+        """Forward passes of a process in an optimizer step, the second ones of gradient caching not counted."""
+        return self.parts_per_batch * self.gradient_accumulation_steps
+
+    def _check_parts(self):
+        if self.micro_batch_size is None:
+            return
+        if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"`micro_batch_size` must divide `batch_size` {self.batch_size}, got {self.micro_batch_size}."
+            )
+        if self.stage in ("mrm", "classify"):
+            raise ValueError(
+                f"`micro_batch_size` is for contrast, which the stage {self.stage} has none of: take a smaller "
+                f"`batch_size` and `gradient_accumulation_steps` instead, got {self.micro_batch_size}."
+            )
+
     def _check_start(self):
         if self.text_encoder is None and (self.stage == "mrm" or self.mrm is not None):
             raise ValueError("`text_encoder` must be the folder of a vocabulary and a BERT, got none.")
         if self.stage == "alta" and (self.mrm is None) == (self.base is None):
             raise ValueError(f"`mrm` or `base` must start the stage alta, got mrm={self.mrm} and base={self.base}.")
+        if self.stage in ("adapt", "classify") and self.base is None:
+            raise ValueError(f"`base` must be the trained model that the stage {self.stage} starts from, got none.")
         if self.adapter is not None and self.base is None:
             raise ValueError(f"`base` must be the model under `adapter` {self.adapter}, got none.")
 

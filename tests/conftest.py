@@ -8,6 +8,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NU
 
 import pytest  # noqa: E402  (the environment must be set before torch and datasets are imported)
 import torch  # noqa: E402
+from trained import alta_run, mrm_run, work  # noqa: E402, F401  (fixtures)
 
 from modeling_alta import AltaConfig, AltaForPreTraining, AltaModel  # noqa: E402
 

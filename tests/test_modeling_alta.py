@@ -5,7 +5,7 @@ import torch
 from conftest import make_batch, make_config
 from peft import get_peft_model
 
-from modeling_alta import AltaAdapterConfig, AltaConfig, AltaForPreTraining, AltaModel
+from modeling_alta import AltaAdapterConfig, AltaConfig, AltaForMaskedRecordModeling, AltaForPreTraining, AltaModel
 from modeling_alta.adapters_alta import cast_frozen_matrices
 from modeling_alta.modeling_alta import contrastive_losses
 from modeling_alta.vision_alta import (
@@ -262,6 +262,16 @@ def test_model_survives_save_and_load_bit_for_bit(tiny_pretraining_model, tiny_b
     torch.testing.assert_close(
         loaded.get_image_features(*pixels), tiny_pretraining_model.get_image_features(*pixels), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("model_class", [AltaModel, AltaForPreTraining, AltaForMaskedRecordModeling])
+def test_a_loaded_model_keeps_frozen_what_a_new_one_does(model_class, tmp_path):
+    model = model_class(make_config(use_adapters=False))
+    model.save_pretrained(tmp_path)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    loaded = model_class.from_pretrained(tmp_path)
+    assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen
+    assert {"vision_model.pos_embed", "vision_model.missing_token"} <= frozen
 
 
 def test_a_checkpoint_of_another_size_is_an_error(tiny_base, tmp_path):

@@ -1,20 +1,25 @@
 import io
+from collections import Counter
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import make_config
 from PIL import Image
 from transformers import BertTokenizer
 
-from modeling_alta.configuration_alta import VIEW_NAMES, AltaConfig
+from modeling_alta.configuration_alta import VIEW_NAMES
 from processing.augmentation import StudyTransform
+from processing.record_stream import RecordStream
 from processing.study_records import STUDY_FEATURES
-from processing.training_batch import AltaCollator, MrmCollator, TrainingStudies, select_current_frontals
+from processing.training_batch import AltaCollator, MrmCollator, TrainingStudies
 
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] lungs are clear no effusion heart is normal .".split()
 REPORT = "Lungs are clear. No effusion. Heart is normal."
+BROKEN = {"bytes": b"no image", "path": None}
 TOKENIZER = BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
 
 
@@ -30,23 +35,42 @@ def make_record(study_id="s0", views=VIEW_NAMES, **changes):
     return {**dict.fromkeys(STUDY_FEATURES), "study_id": study_id, "report": REPORT, **images, **changes}
 
 
+def make_dataset(*records):
+    return datasets.Dataset.from_list(list(records), features=STUDY_FEATURES)
+
+
 def make_studies(*records, do_augment=True, **arguments):
-    records = datasets.Dataset.from_list(list(records) or [make_record()], features=STUDY_FEATURES)
+    records = make_dataset(*(records or [make_record()]))
     return TrainingStudies(records, StudyTransform(32, 64, do_augment), **arguments)
 
 
+def make_stream(folder, *records, rows_per_group=4):
+    (folder / "data").mkdir()
+    path = folder / "data" / "train-00000-of-00001.parquet"
+    pq.write_table(make_dataset(*records).data.table, path, row_group_size=rows_per_group)
+    return RecordStream(folder, "train")
+
+
+def tensors_of(batch):
+    return {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
 def collate(*samples, **config):
-    return AltaCollator(TOKENIZER, AltaConfig(**config))(list(samples))
+    return AltaCollator(TOKENIZER, make_config(**({"max_report_length": 128} | config)))(list(samples))
+
+
+def collate_frontals(*samples, **config):
+    return MrmCollator(TOKENIZER, make_config(**({"max_report_length": 100} | config)))(list(samples))
 
 
 def test_a_batch_has_everything_that_pretraining_takes():
     studies = make_studies(make_record(), make_record("s1", ["current_lateral"], report="Heart is normal."))
     batch = collate(studies[0], studies[1])
-    shapes = {name: tuple(tensor.shape) for name, tensor in batch.items() if name != "study_id"}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(batch).items()}
     text = dict.fromkeys(["input_ids", "attention_mask", "masked_input_ids", "labels"], (2, 13))
     images = {"pixel_values": (2, 4, 3, 32, 32), "view_mask": (2, 4), "target_pixel_values": (2, 3, 64, 64)}
-    assert shapes == text | images
-    assert batch["study_id"] == ["s0", "s1"]
+    assert shapes == text | images | {"noise": (2, 4, 16)}
+    assert (batch["study_id"], batch["skipped"]) == (["s0", "s1"], [])
     assert batch["view_mask"].tolist() == [[True] * 4, [False, True, False, False]]
     assert batch["target_pixel_values"][0].ne(0).any() and batch["target_pixel_values"][1].eq(0).all()
 
@@ -70,14 +94,15 @@ def test_reports_are_truncated_to_the_configured_length():
     assert batch["input_ids"][0, -1] == TOKENIZER.sep_token_id
 
 
-def test_a_sample_depends_on_seed_epoch_and_index_alone():
+def test_a_sample_depends_on_seed_epoch_and_study_alone():
     first, again, other_seed = make_studies(seed=1), make_studies(seed=1), make_studies(seed=2)
     first.set_epoch(5)
     again[0], again.set_epoch(5)
     expected, sample = first[0], again[0]
     for name in ("pixel_values", "target_pixel_values"):
         torch.testing.assert_close(sample[name], expected[name], rtol=0, atol=0)
-    assert (sample["report"], sample["mask_seed"]) == (expected["report"], expected["mask_seed"])
+    for name in ("report", "mask_seed", "patch_seed"):
+        assert sample[name] == expected[name]
     first.set_epoch(6)
     other_seed.set_epoch(5)
     for other in (first[0], other_seed[0]):
@@ -85,21 +110,37 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone():
         assert (other["pixel_values"] - expected["pixel_values"]).abs().max() > 0.5
 
 
-def test_equal_records_at_two_positions_are_augmented_differently():
+def test_equal_records_of_two_studies_are_augmented_differently():
     studies = make_studies(make_record("a"), make_record("b"))
     assert (studies[0]["pixel_values"] - studies[1]["pixel_values"]).abs().max() > 0.5
+
+
+def test_a_sample_is_the_same_wherever_its_record_lies(tmp_path):
+    records = [make_record(name) for name in "abcde"]
+    studies = make_studies(*records)
+    turned = TrainingStudies(make_stream(tmp_path, *records[::-1], rows_per_group=2), StudyTransform(32, 64))
+    expected, batch = collate(studies[1], studies[3]), collate(*turned.__getitems__([3, 1]))
+    assert batch["study_id"] == ["b", "d"]
+    for name, tensor in tensors_of(batch).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
 
 
 def test_masks_do_not_depend_on_the_rest_of_the_batch():
     studies = make_studies(make_record("a", report="Heart is normal."), make_record("b"))
     alone, together = collate(studies[0]), collate(studies[1], studies[0])
     torch.testing.assert_close(together["labels"][1, :6], alone["labels"][0])
+    torch.testing.assert_close(together["noise"][1], alone["noise"][0], rtol=0, atol=0)
+    assert (together["noise"][1] - together["noise"][0]).abs().max() > 0.5
 
 
 def test_workers_that_stay_alive_give_the_samples_of_the_main_process():
     studies = make_studies(make_record("a"), make_record("b"))
     loader = torch.utils.data.DataLoader(
-        studies, batch_size=1, num_workers=2, persistent_workers=True, collate_fn=AltaCollator(TOKENIZER, AltaConfig())
+        studies,
+        batch_size=1,
+        num_workers=2,
+        persistent_workers=True,
+        collate_fn=AltaCollator(TOKENIZER, make_config()),
     )
     for epoch in (0, 1):
         studies.set_epoch(epoch)
@@ -131,46 +172,81 @@ def test_sentences_are_shuffled_over_the_epochs():
 
 def test_mrm_batches_hold_current_frontals_alone():
     studies = make_studies(make_record(report=REPORT * 20), views=["current_frontal"])
-    batch = MrmCollator(TOKENIZER)([studies[0]])
-    shapes = {name: tuple(tensor.shape) for name, tensor in batch.items() if name != "study_id"}
+    batch = collate_frontals(studies[0])
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(batch).items()}
     text = dict.fromkeys(["masked_input_ids", "attention_mask", "labels"], (1, 100))
-    assert shapes == text | {"pixel_values": (1, 3, 32, 32), "target_pixel_values": (1, 3, 64, 64)}
+    images = {"pixel_values": (1, 3, 32, 32), "target_pixel_values": (1, 3, 64, 64), "noise": (1, 16)}
+    assert shapes == text | images
     torch.testing.assert_close(batch["pixel_values"], studies[0]["pixel_values"][:1])
-    assert MrmCollator(TOKENIZER, max_report_length=20)([studies[0]])["labels"].shape == (1, 20)
+    assert collate_frontals(studies[0], max_report_length=20)["labels"].shape == (1, 20)
 
 
-def test_mrm_refuses_studies_without_current_frontal_and_they_can_be_left_out():
-    records = [make_record("a", ["current_lateral"]), make_record("b"), make_record("c", ["current_lateral"])]
-    studies = make_studies(*records)
+def test_mrm_refuses_studies_without_current_frontal():
+    studies = make_studies(make_record("a", ["current_lateral"]), make_record("b"))
     with pytest.raises(ValueError, match=r"`current_frontal`, got the studies \['a'\]"):
-        MrmCollator(TOKENIZER)([studies[0], studies[1]])
-    kept = select_current_frontals(datasets.Dataset.from_list(records, features=STUDY_FEATURES))
-    assert kept["study_id"][:] == ["b"] and kept[0]["current_frontal"].size == (50, 44)
+        collate_frontals(studies[0], studies[1])
 
 
-@pytest.mark.parametrize("image", [{"bytes": b"no image", "path": None}, {"bytes": None, "path": "absent.png"}])
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_records_that_cannot_train_are_left_out_and_counted(tmp_path, is_streamed):
+    records = [make_record("a", ["current_lateral"]), make_record("b"), make_record("c", ["prior_frontal"])]
+    records += [make_record("d", report=None), make_record("e", report=" "), make_record("f", ["prior_lateral"])]
+    records += [make_record("g")]
+    records = make_stream(tmp_path, *records) if is_streamed else make_dataset(*records)
+    frontal, every = (TrainingStudies(records, StudyTransform(32, 64), views=v) for v in (VIEW_NAMES[:1], VIEW_NAMES))
+    assert [sample["study_id"] for sample in frontal.__getitems__([0, 1])] == ["b", "g"]
+    assert frontal.left_out == Counter({"no report": 2, "no current_frontal": 3})
+    assert [sample["study_id"] for sample in every.__getitems__([0, 1, 2])] == ["a", "b", "g"]
+    assert every.left_out == Counter({"no report": 2, "no current_frontal or current_lateral": 2})
+    assert (frontal.row_groups, every.row_groups) == (([1, 1], [2, 1]) if is_streamed else (None, None))
+
+
+@pytest.mark.parametrize("image", [BROKEN, {"bytes": None, "path": "absent.png"}])
 def test_an_unreadable_image_is_an_error_that_names_study_and_view(image):
-    with pytest.raises(ValueError, match="`prior_frontal` of study 's7' cannot be read"):
+    with pytest.raises(ValueError, match="s7: `prior_frontal` cannot be read"):
         make_studies(make_record("s7", prior_frontal=image))[0]
 
 
-@pytest.mark.parametrize("report", [None, "  "])
-def test_a_record_without_report_is_an_error_that_names_the_study(report):
-    with pytest.raises(ValueError, match="`report` of study 's7' must hold text"):
-        make_studies(make_record("s7", report=report))[0]
+def test_another_study_stands_in_for_an_unreadable_one_and_tells_it():
+    records = [make_record(name, prior_frontal=BROKEN if name in "bde" else make_image(2)) for name in "abcdefg"]
+    studies = make_studies(*records)
+    batch = collate(*studies.__getitems__([1, 0, 3]))
+    assert batch["study_id"] == ["c", "a", "f"]  # c follows b; f follows d and e
+    assert [line.split(": `")[0] for line in batch["skipped"]] == ["b", "d", "e"]
+    assert "`prior_frontal` cannot be read" in batch["skipped"][0]
+    expected = collate(studies[2], studies[0], studies[5])
+    for name, tensor in tensors_of(batch).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+def test_a_study_of_the_same_row_group_stands_in_so_that_nothing_more_is_read(tmp_path):
+    records = [make_record(name, prior_frontal=BROKEN if name == "d" else make_image(2)) for name in "abcdefgh"]
+    studies = TrainingStudies(make_stream(tmp_path, *records), StudyTransform(32, 64))
+    samples = studies.__getitems__([3, 0])
+    assert [sample["study_id"] for sample in samples] == ["b", "a"]
+    assert list(studies.records.cache) == [0]
+    assert studies.__getitems__([3, 0, 1, 2])[0]["study_id"] == "e"  # its group is all in the batch
+
+
+def test_nothing_readable_around_is_an_error_with_the_last_reason():
+    studies = make_studies(make_record("a"), *(make_record(name, prior_lateral=BROKEN) for name in "bcd"))
+    with pytest.raises(ValueError, match="near 'b: `prior_lateral`.*got 'd: `prior_lateral` cannot be read"):
+        studies.__getitems__([0, 1])
 
 
 def test_bad_records_and_views_are_errors():
-    records = datasets.Dataset.from_list([make_record()], features=STUDY_FEATURES)
+    records = make_dataset(make_record())
     with pytest.raises(ValueError, match="`views` must be out of .* got .'front'"):
         TrainingStudies(records, StudyTransform(), views=["front"])
+    with pytest.raises(ValueError, match="`views` must hold a current view, got .'prior_frontal'"):
+        TrainingStudies(records, StudyTransform(), views=["prior_frontal"])
     with pytest.raises(ValueError, match=r"`records` must have the columns \['report'\]"):
         TrainingStudies(records.remove_columns("report"), StudyTransform())
-    with pytest.raises(ValueError, match="`records` must hold at least one study"):
-        TrainingStudies(records.select([]), StudyTransform())
+    with pytest.raises(ValueError, match="`records` must hold at least one study to train on, got none; .*report': 1"):
+        TrainingStudies(make_dataset(make_record(report="")), StudyTransform())
 
 
 def test_a_tokenizer_without_mask_token_is_an_error():
     tokenizer = BertTokenizer(vocab=TOKENIZER.get_vocab(), mask_token=None)
     with pytest.raises(ValueError, match="must have a mask and a padding token, got None"):
-        MrmCollator(tokenizer)
+        MrmCollator(tokenizer, make_config())

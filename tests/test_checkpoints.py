@@ -1,0 +1,155 @@
+import resource
+import shutil
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from trained import (
+    arguments_of,
+    finish,
+    kill,
+    losses_of,
+    settings_of,
+    start_training,
+    train,
+    wait_for_step,
+    write_recipe,
+)
+
+from training.batches import iterate_batches
+from training.build import build_run
+from training.checkpoints import find_checkpoint, save_checkpoint, trained_weights
+
+
+LONG = {"num_epochs": 4, "schedule_epochs": 4, "checkpoint_every": 2}
+
+
+def build(work, name, **settings):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return build_run(arguments_of(work, "alta", name, **settings))
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "settings"),
+    [
+        (1, {"batch_size": 6, "gradient_accumulation_steps": 2, "num_workers": 2}),
+        (1, {"batch_size": 6, "micro_batch_size": 3, "streaming": True, "num_workers": 2}),
+        (2, {"batch_size": 3, "gradient_accumulation_steps": 2}),
+        (2, {"batch_size": 3, "gradient_accumulation_steps": 2, "streaming": True, "num_workers": 2}),
+    ],
+    ids=["one process", "one process, streamed, cached", "two processes", "two processes, streamed"],
+)
+def test_a_run_killed_and_resumed_has_the_losses_of_one_never_stopped(
+    mrm_run, work, tmp_path, num_processes, settings
+):
+    recipes = {
+        name: write_recipe(
+            tmp_path / f"{name}.yaml",
+            settings_of(work, "alta", **LONG, **settings) | {"output_dir": f"{tmp_path}/{name}"},
+        )
+        for name in ("whole", "killed")
+    }
+    process = start_training(recipes["killed"], num_processes=num_processes)
+    wait_for_step(process, tmp_path / "killed", 5)
+    kill(process)
+    assert len(losses_of(tmp_path / "killed")) < 8
+    output = finish(start_training(recipes["killed"], "resume=latest", num_processes=num_processes))
+    assert "Resumed from" in output
+    finish(start_training(recipes["whole"], num_processes=num_processes))
+    whole = losses_of(tmp_path / "whole")
+    assert [row["step"] for row in whole] == [*range(1, whole[-1]["step"] + 1)] and len(whole) >= 8
+    assert losses_of(tmp_path / "killed") == whole
+    same = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in recipes]
+    assert all(torch.equal(same[0][key], same[1][key]) for key in same[0])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_epoch_gives_every_study_that_is_still_to_come_once(mrm_run, work, streaming, num_workers):
+    run = build(work, "order", batch_size=3, streaming=streaming, num_workers=num_workers)
+    run.progress.epoch = 1
+    epoch = [batch["study_id"] for batch in iterate_batches(run)]
+    studies = [study for batch in epoch for study in batch]
+    assert len(studies) == len(set(studies)) == 24
+    run.progress.epoch_step = 3
+    assert [batch["study_id"] for batch in iterate_batches(run)] == epoch[3:]
+
+
+def test_only_the_last_checkpoints_stay_and_latest_resumes_from_them(mrm_run, work):
+    run = train(work, "alta", "kept", checkpoint_every=1, keep_checkpoints=2)
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["step_00000005", "step_00000006"]
+    expected = losses_of(run)
+    train(work, "alta", "kept", resume="latest")
+    assert losses_of(run) == expected
+
+
+def test_a_run_resumed_between_two_lines_of_the_log_writes_the_same_lines(mrm_run, work):
+    run = train(work, "alta", "between", checkpoint_every=2, keep_checkpoints=9, log_every=3)
+    expected = losses_of(run)
+    train(work, "alta", "between", checkpoint_every=2, log_every=3, resume=f"{run}/checkpoints/step_00000002")
+    assert [row["step"] for row in expected] == [3, 6]
+    assert losses_of(run) == expected
+
+
+def test_a_checkpoint_holds_what_trains_and_no_frozen_weight(mrm_run, work):
+    run = build(work, "small")
+    checkpoint = save_checkpoint(run)
+    saved = load_file(checkpoint / "trained.safetensors")
+    expected = trained_weights(run.accelerator, run.model)
+    assert saved.keys() == expected.keys()
+    assert not any("patch_embed" in name for name in saved)
+    assert not list(checkpoint.glob("model*.safetensors"))
+
+
+def test_a_checkpoint_that_was_half_written_is_skipped_with_a_warning(mrm_run, work):
+    run = train(work, "alta", "half", checkpoint_every=2, keep_checkpoints=9)
+    checkpoints = run / "checkpoints"
+    shutil.copytree(checkpoints / "step_00000006", checkpoints / "unfinished")
+    with (checkpoints / "step_00000006" / "optimizer.bin").open("r+b") as file:
+        file.truncate(100)
+    with pytest.warns(UserWarning, match="step_00000006: optimizer.bin has 100 bytes, not"):
+        assert find_checkpoint(run) == checkpoints / "step_00000004"
+    with pytest.warns(UserWarning, match="unfinished: the run ended while it was written"):
+        train(work, "alta", "half", checkpoint_every=2, resume="latest")
+    assert find_checkpoint(run) == checkpoints / "step_00000006"
+
+
+def test_a_broken_checkpoint_that_was_named_is_an_error(mrm_run, work):
+    run = train(work, "alta", "broken", checkpoint_every=6)
+    checkpoint = run / "checkpoints" / "step_00000006"
+    (checkpoint / "trained.safetensors").unlink()
+    with pytest.raises(ValueError, match="must be a whole checkpoint, got .*: trained.safetensors is missing"):
+        train(work, "alta", "broken", resume=str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"batch_size": 4}, "studies_per_step"), ({"seed": 1}, "seed")],
+)
+def test_a_checkpoint_of_another_run_is_an_error_that_names_the_difference(mrm_run, work, settings, name):
+    run = train(work, "alta", "other", checkpoint_every=6)
+    with pytest.raises(ValueError, match=f"must be a checkpoint of the same run, got .*, whose `{name}` was"):
+        train(work, "alta", "other", resume=f"{run}/checkpoints/step_00000006", **settings)
+
+
+def test_resume_from_a_folder_that_is_not_there_is_an_error(mrm_run, work):
+    with pytest.raises(FileNotFoundError, match="`resume` must be 'latest' or a checkpoint folder, got nowhere"):
+        train(work, "alta", "nothing", resume="nowhere")
+
+
+def test_a_full_disk_costs_the_new_checkpoint_and_leaves_the_one_before(mrm_run, work):
+    run = build(work, "full_disk", keep_checkpoints=1)
+    run.progress.step = 1
+    first = save_checkpoint(run)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run.progress.step = 2
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        with pytest.warns(UserWarning, match="No checkpoint at step 2, those before are untouched"):
+            assert save_checkpoint(run) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [path.name for path in first.parent.iterdir()] == ["step_00000001"]
+    assert find_checkpoint(run.args.output_dir) == first

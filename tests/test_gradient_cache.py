@@ -1,0 +1,70 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, make_batch
+from run_gradient_cache_in_processes import LOSSES, build_model, cut, gradients_of, run_in_parts
+from trained import finish, losses_of, settings_of, start_training, train, write_recipe
+
+from modeling_alta.modeling_alta import contrastive_losses
+from training.gradient_cache import join_embeds
+
+
+def assert_like_the_whole_batch(result, missing_views):
+    """Losses and gradients equal those of the eight studies in one piece."""
+    losses, gradients = result
+    model = build_model(missing_views)
+    output = model(**make_batch(8))
+    output.loss.backward()
+    for name in LOSSES:
+        torch.testing.assert_close(losses[name], output[name].detach(), rtol=1e-5, atol=1e-6)
+    expected = gradients_of(model)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("missing_views", ["token", "skip"])
+@pytest.mark.parametrize("num_parts", [2, 4, 8])
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole(num_parts, missing_views):
+    assert_like_the_whole_batch(run_in_parts(num_parts, missing_views), missing_views)
+
+
+def test_two_processes_with_two_parts_each_give_the_gradients_of_the_whole(tmp_path):
+    script = [ROOT / "tests" / "run_gradient_cache_in_processes.py", "2", "skip", tmp_path]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [*launcher, *script], capture_output=True, text=True, timeout=240, env=os.environ | environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert_like_the_whole_batch(torch.load(tmp_path / "result.pt"), "skip")
+
+
+def test_joined_embeddings_are_those_of_the_whole_batch():
+    model, batch = build_model("skip"), make_batch(8)
+    with torch.no_grad():
+        whole = model(**batch)
+        joined = join_embeds([model(**cut(batch, 2, part), contrast=False) for part in range(4)])
+    expected = torch.stack([whole.global_contrastive_loss, whole.local_contrastive_loss])
+    torch.testing.assert_close(torch.stack(contrastive_losses(joined)), expected)
+
+
+def test_a_run_has_the_same_losses_however_a_step_is_split(mrm_run, work, tmp_path):
+    shutil.copytree(work / "text", tmp_path / "text")
+    config = json.loads((tmp_path / "text" / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (tmp_path / "text" / "config.json").write_text(json.dumps(config))
+    start = {"mrm": f"{work}/mrm/model", "records": f"{work}/records", "text_encoder": f"{tmp_path}/text"}
+    expected = losses_of(train(tmp_path, "alta", "whole", **start))
+    in_parts = losses_of(train(tmp_path, "alta", "parts", micro_batch_size=2, **start))
+    settings = settings_of(tmp_path, "alta", "processes", **start) | {"batch_size": 4, "micro_batch_size": 2}
+    finish(start_training(write_recipe(tmp_path / "recipe.yaml", settings), num_processes=2))
+    for rows in (in_parts, losses_of(tmp_path / "processes")):
+        assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+        for row, other in zip(rows, expected, strict=True):
+            assert row == pytest.approx(other, rel=1e-3)

@@ -1,0 +1,149 @@
+"""Runs of the trainer that several test files share: records of the samples, a text encoder, one run of each stage."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+
+import train_accelerate
+from processing.covid_cxr import prepare_covid_cxr
+from processing.text_encoder import main as make_text_encoder
+from processing.text_encoder import parse_args
+from recipes.recipe import TrainArguments, build_arguments
+from training.watching import TRAINING_LOG, read_log
+
+
+TESTS = Path(__file__).parent
+TINY_TOWERS = {
+    "vision_config": {
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_patch_size": 16,
+}
+TINY_REPORT_DECODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+QUICK = {
+    "batch_size": 8,
+    "num_epochs": 2,
+    "schedule_epochs": 2,
+    "warmup_epochs": 1,
+    "base_learning_rate": 0.03,
+    "log_every": 1,
+    "log_with": None,
+    "max_gradient_norm": 1.0,
+}
+
+
+def settings_of(work: Path, stage: str, name: str | None = None, **settings) -> dict:
+    """A quick recipe of a stage, whose folder is `work / name`."""
+    start = {"text_encoder": f"{work}/text"}
+    if stage == "mrm":
+        start["model"] = TINY_TOWERS | {"text_config": TINY_REPORT_DECODER}
+    elif "base" in settings:
+        start = {}
+    else:
+        start["mrm"] = f"{work}/mrm/model"
+    places = {"stage": stage, "records": f"{work}/records", "output_dir": f"{work}/{name or stage}"}
+    return places | start | QUICK | settings
+
+
+def arguments_of(work: Path, stage: str, name: str | None = None, **settings) -> TrainArguments:
+    return build_arguments(settings_of(work, stage, name, **settings))
+
+
+def train(work: Path, stage: str, name: str | None = None, **settings) -> Path:
+    """Train in this process; the run's folder."""
+    args = arguments_of(work, stage, name, **settings)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        train_accelerate.main(args)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Path(args.output_dir)
+
+
+def start_training(recipe: Path, *overrides: str, num_processes: int = 1, **environment: str) -> subprocess.Popen:
+    """Train in processes of their own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    command = [sys.executable, *(launcher if num_processes > 1 else []), "train_accelerate.py"]
+    return subprocess.Popen(
+        [*command, "--config", str(recipe), *overrides],
+        cwd=TESTS.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
+    """Wait until the log of a run in other processes has come to a step."""
+    deadline = time.monotonic() + 240
+    while not any(row["step"] >= step for row in read_log(run / TRAINING_LOG)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{run} did not come to step {step}."
+        time.sleep(0.02)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to a run and all below it, at once."""
+    root = psutil.Process(process.pid)
+    for victim in (root, *root.children(recursive=True)):
+        victim.kill()
+    process.communicate()
+
+
+def write_recipe(path: Path, settings: dict) -> Path:
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def finish(process: subprocess.Popen) -> str:
+    """The output of processes that must succeed."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def losses_of(run: Path) -> list[dict[str, float]]:
+    """What the lines of a log say of the training itself, without times and memory."""
+    kept = ("step", "epoch", "learning_rate", "gradient_norm", "adapter_norm")
+    rows = read_log(run / TRAINING_LOG)
+    return [{key: row[key] for key in row if key in kept or key.endswith(("loss", "scale"))} for row in rows]
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory) -> Path:
+    """Records of the samples and a text encoder."""
+    work = tmp_path_factory.mktemp("work")
+    prepare_covid_cxr(TESTS.parent / "samples", work / "records")
+    sizes = ["--hidden-size", "32", "--num-attention-heads", "2", "--epochs", "1", "--vocab-size", "300"]
+    make_text_encoder(parse_args(["--records", f"{work}/records", "--output", f"{work}/text", *sizes]))
+    return work
+
+
+@pytest.fixture(scope="session")
+def mrm_run(work) -> Path:
+    return train(work, "mrm")
+
+
+@pytest.fixture(scope="session")
+def alta_run(work, mrm_run) -> Path:
+    return train(work, "alta")

@@ -1,0 +1,114 @@
+"""A recipe to a run that is ready to train."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from torch import nn
+
+from processing.batch_order import BatchOrder
+from recipes.recipe import TrainArguments
+from training.alta_stage import AltaStage
+from training.checkpoints import frozen_sha256, register_trained_weights
+from training.classify_stage import ClassifyStage
+from training.mrm_stage import MrmStage
+from training.optimization import build_optimizer, build_scheduler
+from training.run import Run, TrainProgress
+from training.stage import base_config, training_records
+
+
+STAGES = {"mrm": MrmStage, "alta": AltaStage, "adapt": AltaStage, "classify": ClassifyStage}
+
+
+def build_run(args: TrainArguments) -> Run:
+    """Everything that the training loop works on, prepared for the engine under which the process was launched."""
+    accelerator = build_accelerator(args)
+    set_seed(args.seed)
+    stage = STAGES[args.stage]()
+    model, processor = stage.build_model(args, accelerator)
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if args.torch_compile:
+        compile_blocks(model)
+    studies, collator = stage.build_studies(args, base_config(model), processor, training_records(args), args.augment)
+    order = build_order(args, accelerator, studies)
+    frozen = frozen_sha256(model)
+    optimizer = build_optimizer(args, model, accelerator.num_processes)
+    scheduler = build_scheduler(args, optimizer, len(order) // args.batches_per_step)
+    register_trained_weights(accelerator, model)
+    model, optimizer = prepare(args, accelerator, model, optimizer)
+    progress = TrainProgress()
+    accelerator.register_for_checkpointing(scheduler, progress)
+    return Run(
+        args, accelerator, stage, model, processor, studies, collator, order, optimizer, scheduler, progress, frozen
+    )
+
+
+def build_accelerator(args: TrainArguments) -> Accelerator:
+    """
+    Raises:
+        ImportError: if the package of the tracker is not installed: accelerate only warns, and the run would go on
+            unwatched.
+    """
+    accelerator = Accelerator(
+        # Without it, two processes on a machine without an accelerator would train apart, each as if alone.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=args.mixed_precision,
+        log_with=args.log_with,
+        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=args.output_dir),
+    )
+    if args.log_with:
+        accelerator.init_trackers("tracking")
+        if not accelerator.trackers:
+            raise ImportError(f"`log_with` needs the package of {args.log_with}: pip install {args.log_with}")
+    return accelerator
+
+
+def build_order(args: TrainArguments, accelerator: Accelerator, studies) -> BatchOrder:
+    """
+    Raises:
+        ValueError: if there are fewer studies than a step of the optimizer takes.
+    """
+    needed = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    if len(studies) < needed:
+        raise ValueError(
+            f"`batch_size` {args.batch_size} on {accelerator.num_processes} processes with "
+            f"`gradient_accumulation_steps` {args.gradient_accumulation_steps} takes {needed} studies a step; "
+            f"{args.split} has {len(studies)}."
+        )
+    return BatchOrder(
+        len(studies),
+        args.micro_batch_size or args.batch_size,
+        args.seed,
+        accelerator.num_processes,
+        accelerator.process_index,
+        args.batches_per_step,
+        row_groups=studies.row_groups,
+        num_workers=args.num_workers,
+    )
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile every transformer block alone: the blocks of a tower share one graph, and shapes may vary."""
+    for module in model.modules():
+        if type(module).__name__ in ("AltaBlock", "BertLayer"):
+            module.compile(dynamic=True)
+
+
+def prepare(
+    args: TrainArguments, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Wrap model and optimizer for the engine."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        plugin = accelerator.state.deepspeed_plugin
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.micro_batch_size or args.batch_size
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if accelerator.is_fsdp2:
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        for name in ("get_image_features", "get_text_features"):
+            if hasattr(model, name):
+                register_fsdp_forward_method(model, name)
+    return model, optimizer
+
+
+__all__ = ["STAGES", "build_accelerator", "build_run"]

@@ -1,0 +1,247 @@
+"""Checkpoints: written aside and renamed, checked before they are read, with what trains and no frozen weight."""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from training.run import Run
+from training.stage import trained_parameters
+
+
+MANIFEST_NAME = "manifest.json"
+WEIGHTS_NAME = "trained.safetensors"
+UNFINISHED_NAME = "unfinished"
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def save_checkpoint(run: Run) -> Path | None:
+    """
+    Write a checkpoint of this step; the last `keep_checkpoints` stay.
+
+    Returns:
+        `Path` of the checkpoint, or `None`, after a warning, if it could not be written: those before stay.
+    """
+    folder = Path(run.args.output_dir, "checkpoints")
+    unfinished, final = folder / UNFINISHED_NAME, folder / f"step_{run.progress.step:08d}"
+    if run.accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    run.accelerator.wait_for_everyone()
+    error = _try_to(lambda: run.accelerator.save_state(str(unfinished)))
+    errors = [error for error in gather_object([error]) if error]
+    if run.accelerator.is_main_process and not errors:
+        errors = [error for error in [_try_to(lambda: _finish(run, unfinished, final))] if error]
+    errors = [error for error in gather_object([errors[:1]]) if error]
+    if errors:
+        _give_up(run, unfinished, errors[0])
+        return None
+    return final
+
+
+def resume(run: Run) -> None:
+    """
+    Go on from the checkpoint that the recipe names, or anew if there is none.
+
+    Raises:
+        FileNotFoundError: if `resume` names a folder that is not there.
+        ValueError: if the checkpoint is broken, or belongs to other studies, another batch or another base.
+    """
+    if run.args.resume is None:
+        return
+    path = find_checkpoint(run.args.output_dir) if run.args.resume == "latest" else Path(run.args.resume)
+    if path is None:
+        run.accelerator.print("No checkpoint to resume from: starting anew.")
+        return
+    if not path.is_dir():
+        raise FileNotFoundError(f"`resume` must be 'latest' or a checkpoint folder, got {path}, which does not exist.")
+    problem = find_damage(path)
+    if problem:
+        raise ValueError(f"`resume` must be a whole checkpoint, got {path}: {problem}.")
+    _check_identity(run, path)
+    run.accelerator.load_state(str(path))
+    run.accelerator.print(f"Resumed from {path}.")
+
+
+def find_checkpoint(output_dir: str | Path) -> Path | None:
+    """The last whole checkpoint of a run; every one that is not whole is skipped with a warning."""
+    folder = Path(output_dir, "checkpoints")
+    if (folder / UNFINISHED_NAME).exists():
+        warnings.warn(f"Skipped {folder / UNFINISHED_NAME}: the run ended while it was written.", stacklevel=2)
+    for path in sorted(folder.glob("step_*"), reverse=True):
+        problem = find_damage(path)
+        if problem is None:
+            return path
+        warnings.warn(f"Skipped the checkpoint {path}: {problem}.", stacklevel=2)
+    return None
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint: a file of its manifest that is missing or of another size."""
+    try:
+        files = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        return f"it has no readable {MANIFEST_NAME}"
+    for name, size in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, not {size}"
+    return None
+
+
+def register_trained_weights(accelerator: Accelerator, model: nn.Module) -> None:
+    """
+    Let the checkpoints of `accelerator` hold what trains alone, where one process has all of it.
+
+    FSDP and DeepSpeed write their shards themselves.
+
+    Raises:
+        ValueError: on loading, if the weights are those of another model.
+    """
+    if accelerator.distributed_type in SHARDED:
+        return
+
+    def save(models: list[nn.Module], weights: list[dict], folder: str) -> None:
+        weights.clear()
+        if accelerator.is_main_process:
+            save_weights(trained_weights(accelerator, model), Path(folder, WEIGHTS_NAME))
+
+    def load(models: list[nn.Module], folder: str) -> None:
+        models.clear()
+        load_weights(accelerator.unwrap_model(model), Path(folder, WEIGHTS_NAME))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def trained_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that train, whole and on the CPU; every process must call it."""
+    if accelerator.distributed_type in SHARDED:
+        names = trained_parameters(accelerator.unwrap_model(model)).keys()
+        return {name: value for name, value in accelerator.get_state_dict(model).items() if name in names}
+    parameters = trained_parameters(accelerator.unwrap_model(model))
+    return {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
+
+
+def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write weights aside and rename them over those that are there."""
+    unfinished = path.with_name(f"{path.name}.{UNFINISHED_NAME}")
+    save_file(weights, unfinished)
+    unfinished.rename(path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """
+    Read the parameters that train.
+
+    Raises:
+        ValueError: if the file holds other names or shapes than `model` trains.
+    """
+    put_weights(model, load_file(path), str(path))
+
+
+@torch.no_grad()
+def put_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    """
+    Copy weights into the parameters that train.
+
+    Args:
+        model (`nn.Module`).
+        weights (`dict` of `str` to `torch.Tensor`): one for each of them.
+        source (`str`): where they come from, for the message.
+
+    Raises:
+        ValueError: if `weights` holds other names or shapes than `model` trains.
+    """
+    expected = trained_parameters(model)
+    wrong = sorted(expected.keys() ^ weights.keys())
+    wrong += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
+    if wrong:
+        raise ValueError(f"`{source}` must hold what the recipe trains, got another set or other shapes: {wrong[:5]}.")
+    for name, parameter in expected.items():
+        parameter.copy_(weights[name])
+
+
+def frozen_sha256(model: nn.Module) -> str:
+    """Hash of the parameters that do not train, over which a checkpoint's weights were learnt."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad and ".original_module." not in name:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _try_to(write: Any) -> str | None:
+    # A full disk shows as OSError, as RuntimeError of torch.save or as an error of safetensors.
+    try:
+        write()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _finish(run: Run, unfinished: Path, final: Path) -> None:
+    files = sorted(path for path in unfinished.rglob("*") if path.is_file())
+    manifest = {"files": {str(file.relative_to(unfinished)): file.stat().st_size for file in files}}
+    manifest_path = unfinished / MANIFEST_NAME
+    manifest_path.write_text(json.dumps(manifest | run.identity(), indent=2), encoding="utf-8")
+    for file in (*files, manifest_path):
+        _flush(file)
+    shutil.rmtree(final, ignore_errors=True)
+    unfinished.rename(final)
+    _flush(final.parent)
+    for old in sorted(final.parent.glob("step_*"))[: -run.args.keep_checkpoints]:
+        shutil.rmtree(old)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has it: a rename must not outlive the bytes of what it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _give_up(run: Run, unfinished: Path, error: str) -> None:
+    if run.accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        warnings.warn(f"No checkpoint at step {run.progress.step}, those before are untouched: {error}.", stacklevel=3)
+    run.accelerator.wait_for_everyone()
+
+
+def _check_identity(run: Run, path: Path) -> None:
+    manifest = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
+    for name, value in run.identity().items():
+        if manifest.get(name) != value:
+            raise ValueError(
+                f"`resume` must be a checkpoint of the same run, got {path}, whose `{name}` was "
+                f"{manifest.get(name)!r} and is {value!r} now."
+            )
+
+
+__all__ = [
+    "SHARDED",
+    "WEIGHTS_NAME",
+    "find_checkpoint",
+    "find_damage",
+    "frozen_sha256",
+    "load_weights",
+    "put_weights",
+    "register_trained_weights",
+    "resume",
+    "save_checkpoint",
+    "save_weights",
+    "trained_weights",
+]

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from training.engines import SHARDED
 from training.run import Run
 from training.stage import trained_parameters
 
@@ -21,7 +22,6 @@ from training.stage import trained_parameters
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "trained.safetensors"
 UNFINISHED_NAME = "unfinished"
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def save_checkpoint(run: Run) -> Path | None:
@@ -172,14 +172,6 @@ def put_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str)
         parameter.copy_(weights[name])
 
 
-def holds_frozen_in_half(accelerator: Accelerator) -> bool:
-    """Whether frozen matrices lie in the precision of autocast, which spares their cast in every step.
-
-    Where parameters are sharded they keep one dtype.
-    """
-    return accelerator.mixed_precision in ("bf16", "fp16") and accelerator.distributed_type not in SHARDED
-
-
 def frozen_sha256(model: nn.Module) -> str:
     """Hash of the parameters that do not train, over which a checkpoint's weights were learnt."""
     digest = hashlib.sha256()
@@ -240,12 +232,10 @@ def _check_identity(run: Run, path: Path) -> None:
 
 
 __all__ = [
-    "SHARDED",
     "WEIGHTS_NAME",
     "find_checkpoint",
     "find_damage",
     "frozen_sha256",
-    "holds_frozen_in_half",
     "load_weights",
     "put_weights",
     "register_trained_weights",

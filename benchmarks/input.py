@@ -137,7 +137,8 @@ def compare(loader, plain: Callable[[], Iterator[dict[str, Any]]], rounds: int) 
 def check_equal(loader, plain: Iterator[dict[str, Any]]) -> None:
     for ours, other in zip(loader, plain, strict=True):
         for name, value in ours.items():
-            is_equal = torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+            is_tensor = isinstance(value, torch.Tensor)
+            is_equal = torch.equal(value.expand_as(other[name]), other[name]) if is_tensor else value == other[name]
             if not is_equal:
                 raise ValueError(f"Both forms must give the same `{name}`, got others.")
 

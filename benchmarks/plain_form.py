@@ -24,7 +24,7 @@ def plain_losses(model: AltaForPreTraining, batch: dict[str, torch.Tensor]) -> d
 
     Args:
         model (`AltaForPreTraining`): whose weights are used; its loss weights must be 1.
-        batch (`dict`): the arguments of its `forward`; every study must have a current frontal.
+        batch (`dict`): the arguments of its `forward`.
     """
     batch_size, num_views = batch["view_mask"].shape
     tokens, mask, ids_restore = encode_views(model, batch)  # (B * V, 1 + K, D)
@@ -43,7 +43,11 @@ def plain_losses(model: AltaForPreTraining, batch: dict[str, torch.Tensor]) -> d
             *model.local_logit_scales(),
         ),
         "image_reconstruction_loss": image_loss(
-            model, tokens[:, 0], mask[::num_views], ids_restore[::num_views], batch["target_pixel_values"]
+            model,
+            tokens[:, 0],
+            mask[::num_views] * batch["view_mask"][:, :1],
+            ids_restore[::num_views],
+            batch["target_pixel_values"],
         ),
         "masked_report_loss": cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten()),
     }
@@ -119,7 +123,7 @@ def plain_local_loss(
 
 
 def image_loss(model, tokens, mask, ids_restore, target_pixel_values):
-    """Decode the current frontal and compare the patches that were removed."""
+    """Decode every current frontal and compare the patches that were removed, where there is one."""
     decoder = model.image_decoder
     tokens = decoder.embed(tokens)
     mask_tokens = decoder.mask_token().expand(len(tokens), ids_restore.shape[1] + 1 - tokens.shape[1], -1)

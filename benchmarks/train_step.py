@@ -2,15 +2,17 @@
 How much faster and leaner is a full-size train step than the plain form of the same model?
 
 `python -m benchmarks.train_step` prints JSON: for each dtype and mean report length the seconds of both forms, which
-take turns in one process (median of `--rounds`), their ratio, the peak memory of both, and how far their losses are
-apart with all views present. A step is forward, backward and AdamW, with dropout, on 8 studies of which half of the
-view slots are there; with `bf16` under autocast, where ours also keeps the frozen weights in bfloat16.
+take turns in one process (median of `--rounds`), their ratio, the share of the matmul peak that ours reaches, the
+peak memory of both, and how far their losses are apart with all views present. A step is forward, backward and AdamW,
+with dropout, on 8 studies of which half of the view slots are there; with `bf16` under autocast, where ours also keeps
+the frozen weights in bfloat16.
 
 Peaks are of a child process for each form, that runs two steps of it alone; what was there after the imports is left
 out, the weights are not.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -21,6 +23,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.flops import count_flops, matmul_peak, utilisation
 from benchmarks.memory import PeakMemory, measure_tree
 from benchmarks.plain_form import plain_losses
 from modeling_alta import AltaConfig, AltaForPreTraining
@@ -44,8 +47,15 @@ def build_model() -> AltaForPreTraining:
     return model.train()
 
 
-def make_batch(config: AltaConfig, num_studies: int, mean_length: int, all_views: bool) -> dict[str, torch.Tensor]:
-    """Made studies with a current frontal and one other view, or all views; reports evenly around a mean length."""
+VIEWS = {
+    "half": [[0, 2], [1, 3], [0, 3], [1, 2]],  # every slot in half of the studies
+    "frontals": [[0, 1], [0, 2], [0, 3]],  # half of the slots, the current frontal in every study
+    "all": [[0, 1, 2, 3]],
+}
+
+
+def make_batch(config: AltaConfig, num_studies: int, mean_length: int, views: str) -> dict[str, torch.Tensor]:
+    """Made studies whose views follow a pattern of `VIEWS` in turn; reports evenly around a mean length."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.linspace(mean_length - SPREAD, mean_length + SPREAD, num_studies).round().long()
     lengths = lengths[torch.randperm(num_studies, generator=generator)]
@@ -54,8 +64,9 @@ def make_batch(config: AltaConfig, num_studies: int, mean_length: int, all_views
     input_ids = torch.randint(5, config.text_config.vocab_size, shape, generator=generator) * attention_mask
     inner = attention_mask.bool() & (torch.arange(shape[1]) > 0)
     is_masked = inner & (torch.rand(shape, generator=generator) < config.report_mask_ratio)
-    view_mask = torch.arange(4) == (torch.arange(num_studies) % 3 + 1)[:, None]
-    view_mask[:, 0] = True
+    view_mask = torch.zeros(num_studies, 4, dtype=torch.bool)
+    for study, present in zip(range(num_studies), itertools.cycle(VIEWS[views]), strict=False):
+        view_mask[study, present] = True
     sides = (vision.image_size, config.target_image_size)
     pixels, target = (
         torch.randn(num_studies, n, 3, side, side, generator=generator) for n, side in zip((4, 1), sides, strict=True)
@@ -66,7 +77,7 @@ def make_batch(config: AltaConfig, num_studies: int, mean_length: int, all_views
         "masked_input_ids": input_ids.masked_fill(is_masked, 4),
         "labels": input_ids.masked_fill(~is_masked, -100),
         "pixel_values": pixels,
-        "view_mask": view_mask | all_views,
+        "view_mask": view_mask,
         "target_pixel_values": target[:, 0],
         "noise": torch.rand(num_studies, 4, vision.num_patches, generator=generator),
     }
@@ -103,31 +114,35 @@ def seconds(function: Callable) -> float:
 
 
 def time_forms(args: argparse.Namespace, dtype: torch.dtype, mean_length: int) -> dict[str, float | list[float]]:
-    """Median seconds of both forms, in turn, and the median of the rounds' ratios."""
+    """Median seconds of both forms, in turn, and the medians over the rounds of their ratio and of our utilisation."""
     models = {form: build_model() for form in FORMS}
-    batch = make_batch(models["ours"].config, args.num_studies, mean_length, all_views=False)
-    steps = {form: build_step(form, models[form], batch, dtype) for form in FORMS}
-    times = {form: [] for form in FORMS}
-    for _ in range(1 + args.rounds):
-        for form, step in steps.items():
-            times[form].append(seconds(step))
-    medians = {f"{form}_seconds": statistics.median(times[form][1:]) for form in FORMS}
-    ratios = [plain / ours for plain, ours in zip(times["plain"][1:], times["ours"][1:], strict=True)]
-    return {**medians, "ratio": statistics.median(ratios), "ratios": ratios}
+    batch = make_batch(models["ours"].config, args.num_studies, mean_length, args.views)
+    plain, ours = (build_step(form, models[form], batch, dtype) for form in FORMS)
+    plain()  # the first steps warm up
+    flops = count_flops(ours)
+    rounds = [(seconds(plain), seconds(ours), matmul_peak(dtype)) for _ in range(args.rounds)]
+    return {
+        "plain_seconds": statistics.median(plain for plain, _, _ in rounds),
+        "ours_seconds": statistics.median(ours for _, ours, _ in rounds),
+        "ratio": statistics.median(plain / ours for plain, ours, _ in rounds),
+        "ratios": [plain / ours for plain, ours, _ in rounds],
+        "ours_flops": flops,
+        "ours_utilisation": statistics.median(utilisation(flops, ours, peak) for _, ours, peak in rounds),
+    }
 
 
 def measure_peak(form: str, args: argparse.Namespace, dtype_name: str, mean_length: int) -> int:
     """Peak bytes of two steps of a form in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.train_step", "--peak-of", form, "--dtypes", dtype_name]
-    sizes = ["--mean-lengths", str(mean_length), "--num-studies", str(args.num_studies)]
+    sizes = ["--mean-lengths", str(mean_length), "--num-studies", str(args.num_studies), "--views", args.views]
     return json.loads(subprocess.run([*command, *sizes], check=True, capture_output=True, text=True).stdout)
 
 
 def peak_of(form: str, args: argparse.Namespace) -> int:
     before = measure_tree(os.getpid(), "Pss_Anon")
-    with PeakMemory(interval=0.01, anonymous=True) as memory:
+    with PeakMemory(interval=0.05, anonymous=True) as memory:
         model = build_model()
-        batch = make_batch(model.config, args.num_studies, args.mean_lengths[0], all_views=False)
+        batch = make_batch(model.config, args.num_studies, args.mean_lengths[0], args.views)
         step = build_step(form, model, batch, DTYPES[args.dtypes[0]])
         for _ in range(2):
             step()
@@ -137,7 +152,7 @@ def peak_of(form: str, args: argparse.Namespace) -> int:
 def loss_difference(args: argparse.Namespace, mean_length: int) -> dict[str, dict[str, float]]:
     """Losses of both forms in float32, without dropout and with all views present, and how far they are apart."""
     model = build_model().eval()
-    batch = make_batch(model.config, args.num_studies, mean_length, all_views=True)
+    batch = make_batch(model.config, args.num_studies, mean_length, "all")
     with torch.no_grad():
         losses = {form: {name: float(run(model, batch)[name]) for name in LOSSES} for form, run in FORMS.items()}
     apart = {name: abs(losses["plain"][name] - losses["ours"][name]) for name in LOSSES}
@@ -159,6 +174,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: both")
     parser.add_argument("--mean-lengths", nargs="+", type=int, default=[90, 54], help="tokens (default: 90 54)")
     parser.add_argument("--num-studies", type=int, default=8, help="default: 8")
+    parser.add_argument("--views", choices=VIEWS, default="half", help="which slots are there (default: half)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after one to warm up; 0 for none")
     parser.add_argument("--memory", action="store_true", help="also measure the peaks")
     parser.add_argument("--losses", action="store_true", help="also compare the losses")
@@ -167,7 +183,7 @@ def main() -> None:
     if args.peak_of:
         print(peak_of(args.peak_of, args))
         return
-    result = {"threads": torch.get_num_threads(), "num_studies": args.num_studies}
+    result = {"threads": torch.get_num_threads(), "num_studies": args.num_studies, "views": args.views}
     result["steps"] = [compare(args, dtype, length) for dtype in args.dtypes for length in args.mean_lengths]
     if args.losses:
         result["losses"] = loss_difference(args, args.mean_lengths[0])

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from .adapters_alta import add_adapters
 from .configuration_alta import AltaConfig
-from .modeling_alta import AltaModel, AltaPreTrainedModel
+from .modeling_alta import AltaPreTrainedModel
 from .vision_alta import AltaVisionModel
 
 
@@ -56,8 +56,6 @@ class AltaForImageClassification(AltaPreTrainedModel):
         if config.use_adapters:
             add_adapters(self, config)
         self.post_init()
-
-    check_views = AltaModel.check_views
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_model.patch_embed

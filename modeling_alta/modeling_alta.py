@@ -179,6 +179,31 @@ class AltaPreTrainedModel(PreTrainedModel):
         for name in self._fixed_parameters:
             self.get_parameter(name).requires_grad_(False)
 
+    def check_views(self, pixel_values, view_mask):
+        """Views as (batch, views, channels, height, width) with a mask, or an error that says what is wrong."""
+        vision = self.config.vision_config
+        pixel_values = repeat_channel(pixel_values, vision.num_channels)
+        image_shape = (vision.num_channels, vision.image_size, vision.image_size)
+        if pixel_values.ndim == 4 and view_mask is None:
+            pixel_values = pixel_values.unsqueeze(1)
+        num_views = pixel_values.shape[1]
+        if pixel_values.ndim != 5 or pixel_values.shape[2:] != image_shape or num_views not in (1, len(VIEW_NAMES)):
+            raise ValueError(
+                f"`pixel_values` must have shape (batch, {len(VIEW_NAMES)}, {', '.join(map(str, image_shape))}), or "
+                f"without the view axis and `view_mask` for current frontals alone, got {tuple(pixel_values.shape)}."
+            )
+        if view_mask is None:
+            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        if view_mask.shape != pixel_values.shape[:2]:
+            raise ValueError(
+                f"`view_mask` must have shape {tuple(pixel_values.shape[:2])}, got {tuple(view_mask.shape)}."
+            )
+        view_mask = view_mask.bool()
+        without_current = (~view_mask[:, :2].any(1)).nonzero().flatten().tolist()
+        if without_current:
+            raise ValueError(f"`view_mask` must hold a current view in every study, got none in {without_current}.")
+        return pixel_values, view_mask
+
     def enable_adapters(self) -> None:
         """Switch PEFT adapters on again, class token, norms and heads included."""
         super().enable_adapters()
@@ -294,30 +319,6 @@ class AltaModel(AltaPreTrainedModel):
             output.loss = self._contrastive_loss(output)
         return output
 
-    def check_views(self, pixel_values, view_mask):
-        """Views as (batch, views, channels, height, width) with a mask, or an error that says what is wrong."""
-        vision = self.config.vision_config
-        image_shape = (vision.num_channels, vision.image_size, vision.image_size)
-        if pixel_values.ndim == 4 and view_mask is None:
-            pixel_values = pixel_values.unsqueeze(1)
-        num_views = pixel_values.shape[1]
-        if pixel_values.ndim != 5 or pixel_values.shape[2:] != image_shape or num_views not in (1, len(VIEW_NAMES)):
-            raise ValueError(
-                f"`pixel_values` must have shape (batch, {len(VIEW_NAMES)}, {', '.join(map(str, image_shape))}), or "
-                f"without the view axis and `view_mask` for current frontals alone, got {tuple(pixel_values.shape)}."
-            )
-        if view_mask is None:
-            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        if view_mask.shape != pixel_values.shape[:2]:
-            raise ValueError(
-                f"`view_mask` must have shape {tuple(pixel_values.shape[:2])}, got {tuple(view_mask.shape)}."
-            )
-        view_mask = view_mask.bool()
-        without_current = (~view_mask[:, :2].any(1)).nonzero().flatten().tolist()
-        if without_current:
-            raise ValueError(f"`view_mask` must hold a current view in every study, got none in {without_current}.")
-        return pixel_values, view_mask
-
     def _embed_images(self, pixel_values, view_mask):
         vision_output = self.vision_model(pixel_values, view_mask)
         return nn.functional.normalize(self.image_projection(vision_output.pooler_output), dim=-1), vision_output
@@ -370,9 +371,10 @@ class AltaForPreTraining(AltaModel):
         Args:
             input_ids, attention_mask, masked_input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`).
             labels (`torch.LongTensor` of shape `(batch_size, num_tokens)`): −100 where no token was masked.
-            pixel_values (`torch.Tensor` of shape `(batch_size, 4, 3, height, width)`).
+            pixel_values (`torch.Tensor` of shape `(batch_size, 4, 3, height, width)`): or with one channel, which
+                stands for all three.
             target_pixel_values (`torch.Tensor` of shape `(batch_size, 3, target_size, target_size)`): the current
-                frontal at `config.target_image_size`.
+                frontal at `config.target_image_size`, or one channel of it.
             view_mask (`torch.BoolTensor` of shape `(batch_size, 4)`): `True` where the view was taken.
             noise (`torch.Tensor` of shape `(batch_size, 4, num_patches)`, *optional*): makes the masking reproducible.
             contrast (`bool`): `False` leaves the two contrastive losses out, for a batch that is a part of the one to
@@ -383,7 +385,7 @@ class AltaForPreTraining(AltaModel):
         """
         config = self.config
         pixel_values, view_mask = self.check_views(pixel_values, view_mask)
-        check_target(config, target_pixel_values, len(pixel_values))
+        target_pixel_values = check_target(config, target_pixel_values, len(pixel_values))
         vision = self.vision_model(pixel_values, view_mask, config.mask_ratio, noise, config.missing_views)
         # The heads that use up most memory come first and are through before the next begins.
         image_loss = self._image_loss(vision, view_mask, target_pixel_values)
@@ -466,15 +468,25 @@ def weigh_losses(config: AltaConfig, output: ModelOutput) -> torch.Tensor:
     return sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items() if loss is not None)
 
 
-def check_target(config: AltaConfig, target_pixel_values: torch.Tensor, batch_size: int) -> None:
-    """
+def check_target(config: AltaConfig, target_pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """The target with all its channels.
+
     Raises:
         ValueError: if the target is not the current frontal of every study at `config.target_image_size`.
     """
-    size = config.target_image_size
-    expected = (batch_size, config.vision_config.num_channels, size, size)
+    size, channels = config.target_image_size, config.vision_config.num_channels
+    target_pixel_values = repeat_channel(target_pixel_values, channels)
+    expected = (batch_size, channels, size, size)
     if target_pixel_values.shape != expected:
         raise ValueError(f"`target_pixel_values` must have shape {expected}, got {tuple(target_pixel_values.shape)}.")
+    return target_pixel_values
+
+
+def repeat_channel(pixel_values: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """Radiographs are grey: one channel, which is a third of the memory on the way here, stands for all of them."""
+    if pixel_values.ndim < 3 or pixel_values.shape[-3] != 1:
+        return pixel_values
+    return pixel_values.expand(*pixel_values.shape[:-3], num_channels, *pixel_values.shape[-2:])
 
 
 __all__ = [
@@ -485,5 +497,6 @@ __all__ = [
     "AltaPreTrainedModel",
     "contrastive_losses",
     "masked_image_loss",
+    "repeat_channel",
     "weigh_losses",
 ]

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_alta import AltaConfig
 from .losses_alta import masked_report_loss
-from .modeling_alta import AltaPreTrainedModel, check_target, masked_image_loss
+from .modeling_alta import AltaPreTrainedModel, check_target, masked_image_loss, repeat_channel
 from .text_alta import AltaReportHead, build_text_model, embed_tokens, encode_texts, masked_token_logits
 from .vision_alta import AltaImageDecoder, AltaVisionModel
 
@@ -78,7 +78,8 @@ class AltaForMaskedRecordModeling(AltaPreTrainedModel):
             noise (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*): makes the masking reproducible.
         """
         config = self.config
-        check_target(config, target_pixel_values, len(pixel_values))
+        target_pixel_values = check_target(config, target_pixel_values, len(pixel_values))
+        pixel_values = repeat_channel(pixel_values, config.vision_config.num_channels)
         view_mask = torch.ones(len(pixel_values), 1, dtype=torch.bool, device=pixel_values.device)
         noise = noise.unsqueeze(1) if noise is not None else None
         vision = self.vision_model(pixel_values.unsqueeze(1), view_mask, config.mask_ratio, noise)

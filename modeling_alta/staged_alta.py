@@ -21,8 +21,10 @@ def staged_loss(
         inputs (`tuple` of `torch.Tensor`).
         modules (iterable of `nn.Module`): whose parameters `function` uses.
     """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _is_float16(inputs[0].device.type):
+        return function(*inputs)
     parameters = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
-    if not _can_stage(inputs[0].device.type, parameters):
+    if any(_is_sharded(parameter) for parameter in parameters):
         return function(*inputs)
     return _StagedLoss.apply(function, len(inputs), *inputs, *parameters)
 
@@ -47,11 +49,13 @@ class _StagedLoss(torch.autograd.Function):
         return None, None, *(None if gradient is None else scale * gradient for gradient in ctx.gradients)
 
 
-def _can_stage(device_type: str, parameters: list[nn.Parameter]) -> bool:
-    # DeepSpeed's third stage marks the parameters that it shards by `ds_id`.
-    is_sharded = any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in parameters)
-    is_half = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
-    return torch.is_grad_enabled() and not (torch.compiler.is_compiling() or is_half or is_sharded)
+def _is_float16(device_type: str) -> bool:
+    return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    # DeepSpeed's third stage marks what it shards by `ds_id`.
+    return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
 
 
 __all__ = ["staged_loss"]

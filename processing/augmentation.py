@@ -137,9 +137,9 @@ class StudyTransform:
 
         Returns:
             `dict` with
-            - **pixel_values** (`torch.FloatTensor` of shape `(4, 3, image_size, image_size)`) -- zeros where absent.
+            - **pixel_values** (`torch.FloatTensor` of shape `(4, 1, image_size, image_size)`) -- zeros where absent.
             - **view_mask** (`torch.BoolTensor` of shape `(4,)`) -- `True` where the view was taken.
-            - **target_pixel_values** (`torch.FloatTensor` of shape `(3, target_size, target_size)`) -- zeros without
+            - **target_pixel_values** (`torch.FloatTensor` of shape `(1, target_size, target_size)`) -- zeros without
               a current frontal.
 
         Raises:
@@ -147,7 +147,7 @@ class StudyTransform:
         """
         draws = self._draw(generator)
         images = {name: read_radiograph(study[name]) for name in VIEW_NAMES if study.get(name) is not None}
-        # One channel until the end: the three are equal.
+        # The three channels of the published input are equal: one stands for them, and the model repeats it.
         target = torch.zeros(1, self.target_size, self.target_size)
         pixel_values = torch.zeros(len(VIEW_NAMES), 1, self.image_size, self.image_size)
         if "current_frontal" in images:
@@ -159,9 +159,9 @@ class StudyTransform:
                 pixel_values[position] = self._prepare(images[name], self.image_size, draws[name.split("_")[1]])
         view_mask = torch.tensor([name in images for name in VIEW_NAMES])
         return {
-            "pixel_values": pixel_values.expand(-1, 3, -1, -1),
+            "pixel_values": pixel_values,
             "view_mask": view_mask,
-            "target_pixel_values": target.expand(3, -1, -1),
+            "target_pixel_values": target,
         }
 
     def _draw(self, generator: torch.Generator | None) -> dict[str, AugmentationDraw | None]:

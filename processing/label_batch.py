@@ -120,7 +120,7 @@ class LabelCollator:
 
         Returns:
             `dict` with
-            - **pixel_values** (`torch.FloatTensor` of shape `(batch, 4, 3, image_size, image_size)`)
+            - **pixel_values** (`torch.FloatTensor` of shape `(batch, 4, 1, image_size, image_size)`)
             - **view_mask** (`torch.BoolTensor` of shape `(batch, 4)`)
             - **labels** (`torch.FloatTensor` of shape `(batch, num_labels)`; with single labels `torch.LongTensor` of
               shape `(batch,)`, −100 for a study with none of the labels)

@@ -186,9 +186,9 @@ class AltaCollator:
             - **input_ids**, **attention_mask** (`torch.LongTensor` of shape `(batch, num_tokens)`) -- the reports,
               padded to the longest of the batch.
             - **masked_input_ids**, **labels** (`torch.LongTensor` of the same shape) -- see `mask_report`.
-            - **pixel_values** (`torch.FloatTensor` of shape `(batch, 4, 3, image_size, image_size)`)
+            - **pixel_values** (`torch.FloatTensor` of shape `(batch, 4, 1, image_size, image_size)`)
             - **view_mask** (`torch.BoolTensor` of shape `(batch, 4)`)
-            - **target_pixel_values** (`torch.FloatTensor` of shape `(batch, 3, target_size, target_size)`)
+            - **target_pixel_values** (`torch.FloatTensor` of shape `(batch, 1, target_size, target_size)`)
             - **noise** (`torch.FloatTensor` of shape `(batch, 4, num_patches)`) -- decides the masked patches.
             - **study_id** (`list[str]`)
             - **skipped** (`list[str]`) -- `"study id: reason"` of the studies that others stand in for.
@@ -222,8 +222,8 @@ class MrmCollator:
         Returns:
             `dict` with
             - **masked_input_ids**, **attention_mask**, **labels** (`torch.LongTensor` of shape `(batch, num_tokens)`)
-            - **pixel_values** (`torch.FloatTensor` of shape `(batch, 3, image_size, image_size)`)
-            - **target_pixel_values** (`torch.FloatTensor` of shape `(batch, 3, target_size, target_size)`)
+            - **pixel_values** (`torch.FloatTensor` of shape `(batch, 1, image_size, image_size)`)
+            - **target_pixel_values** (`torch.FloatTensor` of shape `(batch, 1, target_size, target_size)`)
             - **noise** (`torch.FloatTensor` of shape `(batch, num_patches)`) -- decides the masked patches.
             - **study_id**, **skipped** (`list[str]`) -- see [`AltaCollator`].
 

@@ -118,7 +118,7 @@ def test_views_and_times_are_told_apart(tiny_pretraining_model, tiny_batch):
     [
         ((2, 4, 3, 30, 32), None, r"`pixel_values` must have shape \(batch, 4, 3, 32, 32\).*got \(2, 4, 3, 30, 32\)"),
         ((2, 3, 3, 32, 32), None, r"got \(2, 3, 3, 32, 32\)"),
-        ((2, 1, 32, 32), None, r"got \(2, 1, 1, 32, 32\)"),
+        ((2, 2, 32, 32), None, r"got \(2, 1, 2, 32, 32\)"),
         ((2, 4, 3, 32, 32), [[True] * 3] * 2, r"`view_mask` must have shape \(2, 4\), got \(2, 3\)"),
         (
             (2, 4, 3, 32, 32),
@@ -335,3 +335,10 @@ def test_embeddings_joined_from_parts_give_the_contrast_of_the_whole_batch(tiny_
     torch.testing.assert_close(part.loss, part.image_reconstruction_loss + part.masked_report_loss)
     expected = torch.stack([whole.global_contrastive_loss, whole.local_contrastive_loss])
     torch.testing.assert_close(torch.stack(contrastive_losses(part)), expected)
+
+
+def test_one_channel_stands_for_all_three(tiny_pretraining_model, tiny_batch):
+    grey = tiny_batch | {name: tiny_batch[name][..., :1, :, :] for name in ("pixel_values", "target_pixel_values")}
+    colours = {name: grey[name].expand_as(tiny_batch[name]) for name in ("pixel_values", "target_pixel_values")}
+    expected = tiny_pretraining_model(**tiny_batch | colours).loss
+    torch.testing.assert_close(tiny_pretraining_model(**grey).loss, expected)

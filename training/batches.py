@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from processing.training_loader import make_training_loader
+from processing.training_loader import DeadWorkerError, make_training_loader
 from training.run import Run
 
 
@@ -30,10 +30,8 @@ def iterate_batches(run: Run) -> Iterator[dict[str, Any]]:
             for batch in make_training_loader(run.studies, run.order, run.collator, run.args.num_workers):
                 place, deaths = place + 1, 0
                 yield batch
-        except RuntimeError as error:
+        except DeadWorkerError as error:
             deaths += 1
-            if "DataLoader worker" not in str(error):
-                raise
             if deaths == MAX_WORKER_DEATHS:
                 raise RuntimeError(
                     f"Workers died {deaths} times before batch {place} of epoch {epoch}: {error} Memory that runs out "

@@ -2,14 +2,16 @@
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
+from modeling_alta.adapters_alta import cast_frozen_matrices
 from processing.batch_order import BatchOrder
 from recipes.recipe import TrainArguments
 from training.alta_stage import AltaStage
 from training.checkpoints import frozen_sha256, register_trained_weights
 from training.classify_stage import ClassifyStage
+from training.engines import check_engine, holds_frozen_in_half, prepare_for_engine
 from training.mrm_stage import MrmStage
 from training.optimization import build_optimizer, build_scheduler
 from training.run import Run, TrainProgress
@@ -17,6 +19,8 @@ from training.stage import base_config, training_records
 
 
 STAGES = {"mrm": MrmStage, "alta": AltaStage, "adapt": AltaStage, "classify": ClassifyStage}
+
+HALF_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_run(args: TrainArguments) -> Run:
@@ -35,7 +39,9 @@ def build_run(args: TrainArguments) -> Run:
     optimizer = build_optimizer(args, model, accelerator.num_processes)
     scheduler = build_scheduler(args, optimizer, len(order) // args.batches_per_step)
     register_trained_weights(accelerator, model)
-    model, optimizer = prepare(args, accelerator, model, optimizer)
+    if holds_frozen_in_half(accelerator):
+        cast_frozen_matrices(model, HALF_DTYPES[args.mixed_precision])
+    model, optimizer = prepare_for_engine(args, accelerator, model, optimizer)
     progress = TrainProgress()
     accelerator.register_for_checkpointing(scheduler, progress)
     return Run(
@@ -48,6 +54,7 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
     Raises:
         ImportError: if the package of the tracker is not installed: accelerate only warns, and the run would go on
             unwatched.
+        ValueError: if the launch asks for an engine that needs a GPU, and there is none.
     """
     accelerator = Accelerator(
         # Without it, two processes on a machine without an accelerator would train apart, each as if alone.
@@ -56,6 +63,7 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
         log_with=args.log_with,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=args.output_dir),
     )
+    check_engine(accelerator)
     if args.log_with:
         accelerator.init_trackers("tracking")
         if not accelerator.trackers:
@@ -92,23 +100,6 @@ def compile_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ in ("AltaBlock", "BertLayer"):
             module.compile(dynamic=True)
-
-
-def prepare(
-    args: TrainArguments, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Wrap model and optimizer for the engine."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        plugin = accelerator.state.deepspeed_plugin
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.micro_batch_size or args.batch_size
-    model, optimizer = accelerator.prepare(model, optimizer)
-    if accelerator.is_fsdp2:
-        from torch.distributed.fsdp import register_fsdp_forward_method
-
-        for name in ("get_image_features", "get_text_features"):
-            if hasattr(model, name):
-                register_fsdp_forward_method(model, name)
-    return model, optimizer
 
 
 __all__ = ["STAGES", "build_accelerator", "build_run"]

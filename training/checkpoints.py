@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from training.engines import SHARDED
 from training.run import Run
 from training.stage import trained_parameters
 
@@ -21,7 +22,6 @@ from training.stage import trained_parameters
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "trained.safetensors"
 UNFINISHED_NAME = "unfinished"
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def save_checkpoint(run: Run) -> Path | None:
@@ -232,7 +232,6 @@ def _check_identity(run: Run, path: Path) -> None:
 
 
 __all__ = [
-    "SHARDED",
     "WEIGHTS_NAME",
     "find_checkpoint",
     "find_damage",

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object, send_to_device
 
 from training.batches import iterate_batches
 from training.checkpoints import save_checkpoint
+from training.engines import without_exchange
 from training.gradient_cache import backward_in_parts
 from training.interruption import StopSignal
 from training.run import Run
@@ -105,7 +106,7 @@ def clip_gradients(run: Run) -> torch.Tensor:
     """Norm of the gradients, clipped if the recipe says so."""
     limit = math.inf if run.args.max_gradient_norm is None else run.args.max_gradient_norm
     norm = run.accelerator.clip_grad_norm_(run.model.parameters(), limit)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)
 
 
 def share(accelerator: Accelerator, figures: dict[str, Any]) -> dict[str, float]:
@@ -145,7 +146,7 @@ def _synchronize(run: Run, is_last: bool) -> Callable[[bool], AbstractContextMan
     """Only the last backward pass of a step exchanges gradients between the processes."""
 
     def context(is_last_part: bool) -> AbstractContextManager:
-        return nullcontext() if is_last and is_last_part else run.accelerator.no_sync(run.model)
+        return nullcontext() if is_last and is_last_part else without_exchange(run.accelerator, run.model)
 
     return context
 

@@ -1,0 +1,123 @@
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import ROOT
+from safetensors.torch import load_file
+from trained import arguments_of, finish, losses_of, settings_of, train, write_recipe
+
+from training.build import build_accelerator
+from training.watching import VALIDATION_LOG, read_log
+
+
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (extra `deepspeed`)"
+)
+SHARDED = ["fsdp2", pytest.param("deepspeed_zero2", marks=needs_deepspeed)]
+TYPES = {"fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED"}
+WATCHED = {"validate_every": 3, "checkpoint_every": 2, "keep_checkpoints": 9}
+
+
+def launch(engine: str, recipe: Path, *overrides: str) -> str:
+    """Train in two processes under the config file of an engine; what they printed."""
+    script = "train_accelerate.py" if engine == "ddp" else "tests/run_sharded_on_cpu.py"
+    processes = ["--num_processes", "2", "--main_process_port", "0"]
+    command = ["-m", "accelerate.commands.launch", "--config_file", f"engines/{engine}.yaml", *processes, script]
+    process = subprocess.Popen(
+        [sys.executable, *command, "--config", str(recipe), *overrides],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return finish(process)
+
+
+@pytest.fixture(scope="module")
+def start(mrm_run, work, tmp_path_factory) -> dict[str, str]:
+    """What starts a stage whose dropout is off: the processes of a run draw it apart."""
+    text = tmp_path_factory.mktemp("engines") / "text"
+    shutil.copytree(work / "text", text)
+    config = json.loads((text / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (text / "config.json").write_text(json.dumps(config))
+    return {"mrm": f"{work}/mrm/model", "records": f"{work}/records", "text_encoder": str(text)}
+
+
+@pytest.fixture(scope="module")
+def expected(start, work) -> Path:
+    """The run of one process that every engine must repeat."""
+    return train(work, "alta", "one_process", **start, **WATCHED)
+
+
+def settings_of_two(work: Path, name: str, **settings) -> dict:
+    return settings_of(work, "alta", name, **settings) | {"batch_size": 4}
+
+
+def assert_same_run(run: Path, expected: Path):
+    """Losses, validation and what a run leaves are equal."""
+    for row, other in zip(losses_of(run), losses_of(expected), strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+    for row, other in zip(read_log(run / VALIDATION_LOG), read_log(expected / VALIDATION_LOG), strict=True):
+        assert row == pytest.approx(other)
+    for name in ("adapter/adapter_model", "full/model", "best/full/model"):
+        weights, others = (load_file(folder / f"{name}.safetensors") for folder in (run, expected))
+        torch.testing.assert_close(weights, others, rtol=1e-3, atol=1e-5)
+
+
+def engine_of(run: Path) -> tuple[str, int]:
+    start = json.loads((run / "run.json").read_text())
+    return start["engine"], start["processes"]
+
+
+def test_ddp_trains_as_one_process(expected, start, work, tmp_path):
+    launch("ddp", write_recipe(tmp_path / "recipe.yaml", settings_of_two(work, "ddp", **start, **WATCHED)))
+    assert engine_of(work / "ddp") == ("MULTI_CPU", 2)
+    assert_same_run(work / "ddp", expected)
+
+
+@pytest.mark.parametrize("engine", SHARDED)
+def test_a_sharded_run_with_gradient_caching_trains_as_one_process_and_resumes_exactly(
+    engine, expected, start, work, tmp_path
+):
+    settings = settings_of_two(work, engine, micro_batch_size=2, **start, **WATCHED)
+    recipe = write_recipe(tmp_path / "recipe.yaml", settings)
+    launch(engine, recipe)
+    assert engine_of(work / engine) == (TYPES[engine], 2)
+    assert_same_run(work / engine, expected)
+    losses = losses_of(work / engine)
+    checkpoint = work / engine / "checkpoints" / "step_00000004"
+    assert "Resumed from" in launch(engine, recipe, f"resume={checkpoint}")
+    assert losses_of(work / engine) == losses
+
+
+@pytest.mark.parametrize("engine", SHARDED)
+def test_a_sharded_run_in_bfloat16_keeps_weights_and_losses_in_float32(engine, start, work, tmp_path):
+    name, half = f"{engine}_half", {"mixed_precision": "bf16", "num_epochs": 1, "max_gradient_norm": None}
+    launch(engine, write_recipe(tmp_path / "recipe.yaml", settings_of_two(work, name, **(start | half))))
+    rows = losses_of(work / name)
+    for row, other in zip(rows, losses_of(train(work, "alta", f"{name}_whole", **(start | half))), strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=2e-3)
+    assert any(torch.tensor(row["loss"]).bfloat16().item() != row["loss"] for row in rows)
+    weights = load_file(work / name / "adapter" / "adapter_model.safetensors")
+    assert all(value.dtype == torch.float32 for value in weights.values())
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_an_engine_that_needs_a_gpu_is_an_error_without_one(variable, work, monkeypatch):
+    if variable == "ACCELERATE_USE_DEEPSPEED" and not importlib.util.find_spec("deepspeed"):
+        pytest.skip("deepspeed is not installed")
+    monkeypatch.setenv(variable, "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(
+        ValueError, match="`--config_file` must name an engine for this machine, got one for .* on cpu"
+    ):
+        build_accelerator(arguments_of(work, "alta"))

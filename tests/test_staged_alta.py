@@ -61,6 +61,12 @@ def test_float16_is_left_to_the_scaler(dtype):
     assert (type(loss.grad_fn).__name__ == "_StagedLossBackward") == (dtype == torch.bfloat16)
 
 
+def test_parameters_that_deepspeed_shards_are_left_to_it():
+    layer, x = make_layer()
+    layer.weight.ds_id = 0
+    assert type(staged_loss(lambda x: layer(x).sum(), (x,), [layer]).grad_fn).__name__ == "SumBackward0"
+
+
 def test_without_gradients_it_is_a_plain_call():
     layer, x = make_layer()
     with torch.no_grad():

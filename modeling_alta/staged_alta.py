@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.tensor import DTensor
 
 
 def staged_loss(
@@ -54,8 +53,8 @@ def _is_float16(device_type: str) -> bool:
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:
-    # DeepSpeed's third stage marks what it shards by `ds_id`.
-    return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+    # FSDP2's DTensors lie on a `device_mesh`, and DeepSpeed's third stage marks what it shards by `ds_id`.
+    return hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id")
 
 
 __all__ = ["staged_loss"]

@@ -61,9 +61,10 @@ def test_float16_is_left_to_the_scaler(dtype):
     assert (type(loss.grad_fn).__name__ == "_StagedLossBackward") == (dtype == torch.bfloat16)
 
 
-def test_parameters_that_deepspeed_shards_are_left_to_it():
+@pytest.mark.parametrize("mark", ["device_mesh", "ds_id"])
+def test_sharded_parameters_are_left_to_fsdp_and_deepspeed(mark):
     layer, x = make_layer()
-    layer.weight.ds_id = 0
+    setattr(layer.weight, mark, 0)
     assert type(staged_loss(lambda x: layer(x).sum(), (x,), [layer]).grad_fn).__name__ == "SumBackward0"
 
 

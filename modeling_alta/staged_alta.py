@@ -22,10 +22,11 @@ def staged_loss(
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _is_float16(inputs[0].device.type):
         return function(*inputs)
-    parameters = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
+    parameters = list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
     if any(_is_sharded(parameter) for parameter in parameters):
         return function(*inputs)
-    return _StagedLoss.apply(function, len(inputs), *inputs, *parameters)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return _StagedLoss.apply(function, len(inputs), *inputs, *trained)
 
 
 class _StagedLoss(torch.autograd.Function):

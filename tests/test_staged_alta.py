@@ -62,9 +62,10 @@ def test_float16_is_left_to_the_scaler(dtype):
 
 
 @pytest.mark.parametrize("mark", ["device_mesh", "ds_id"])
-def test_sharded_parameters_are_left_to_fsdp_and_deepspeed(mark):
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_sharded_parameters_even_frozen_are_left_to_fsdp_and_deepspeed(mark, name):
     layer, x = make_layer()
-    setattr(layer.weight, mark, 0)
+    setattr(getattr(layer, name), mark, 0)
     assert type(staged_loss(lambda x: layer(x).sum(), (x,), [layer]).grad_fn).__name__ == "SumBackward0"
 
 

@@ -100,13 +100,13 @@ def test_a_sharded_run_with_gradient_caching_trains_as_one_process_and_resumes_e
 
 
 @pytest.mark.parametrize("engine", SHARDED)
-def test_a_sharded_run_in_bfloat16_keeps_weights_and_losses_in_float32(engine, start, work, tmp_path):
-    name, half = f"{engine}_half", {"mixed_precision": "bf16", "num_epochs": 1, "max_gradient_norm": None}
-    launch(engine, write_recipe(tmp_path / "recipe.yaml", settings_of_two(work, name, **(start | half))))
-    rows = losses_of(work / name)
-    for row, other in zip(rows, losses_of(train(work, "alta", f"{name}_whole", **(start | half))), strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=2e-3)
-    assert any(torch.tensor(row["loss"]).bfloat16().item() != row["loss"] for row in rows)
+def test_a_sharded_run_in_bfloat16_keeps_losses_and_weights_in_float32(engine, expected, start, work, tmp_path):
+    name, half = f"{engine}_half", start | {"mixed_precision": "bf16", "num_epochs": 1}
+    launch(engine, write_recipe(tmp_path / "recipe.yaml", settings_of_two(work, name, **half)))
+    row, whole = losses_of(work / name)[0], losses_of(train(work, "alta", f"{name}_whole", **half))[0]
+    # The first step: rounding sets runs of one and of two processes apart after that.
+    assert row["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert row["loss"] != pytest.approx(losses_of(expected)[0]["loss"], rel=1e-4)
     weights = load_file(work / name / "adapter" / "adapter_model.safetensors")
     assert all(value.dtype == torch.float32 for value in weights.values())
 
@@ -117,7 +117,5 @@ def test_an_engine_that_needs_a_gpu_is_an_error_without_one(variable, work, monk
         pytest.skip("deepspeed is not installed")
     monkeypatch.setenv(variable, "true")
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(
-        ValueError, match="`--config_file` must name an engine for this machine, got one for .* on cpu"
-    ):
+    with pytest.raises(ValueError, match="`--config_file` must name an engine for this machine, got one for .* cpu"):
         build_accelerator(arguments_of(work, "alta"))

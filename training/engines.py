@@ -42,7 +42,7 @@ def prepare_for_engine(
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _set_deepspeed(args, accelerator.deepspeed_plugin.deepspeed_config)
     if accelerator.is_fsdp2:
-        # Autocast, as accelerate does it under DDP: the precision of FSDP itself would round losses and scales as well.
+        # Autocast, which accelerate leaves out here: FSDP's own precision would round losses and scales as well.
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
         model.forward = accelerator.autocast()(model.forward)
     model, optimizer = accelerator.prepare(model, optimizer)

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from conftest import ROOT
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from trained import arguments_of, finish, losses_of, settings_of, train, write_recipe
 
 from training.build import build_accelerator
@@ -119,3 +120,18 @@ def test_an_engine_that_needs_a_gpu_is_an_error_without_one(variable, work, monk
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(ValueError, match="`--config_file` must name an engine for this machine, got one for .* cpu"):
         build_accelerator(arguments_of(work, "alta"))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_compiled_blocks_change_no_loss_and_are_compiled_once_for_all_shapes(start, work):
+    settings = start | {"model": {"missing_views": "skip"}, "batch_size": 6, "num_epochs": 1}
+    eager = losses_of(train(work, "alta", "eager", **settings))
+    counters.clear()
+    # A graph for the blocks of each tower and of the decoder; another one for BERT's layers, which recompute themselves.
+    for is_recomputed, num_graphs in ((False, 3), (True, 4)):
+        name = f"compiled_{is_recomputed}"
+        run = train(work, "alta", name, torch_compile=True, gradient_checkpointing=is_recomputed, **settings)
+        for row, other in zip(losses_of(run), eager, strict=True):
+            assert row == pytest.approx(other, rel=1e-4)
+        assert counters["stats"]["unique_graphs"] == num_graphs
+    assert not counters["graph_break"]

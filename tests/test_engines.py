@@ -127,7 +127,7 @@ def test_compiled_blocks_change_no_loss_and_are_compiled_once_for_all_shapes(sta
     settings = start | {"model": {"missing_views": "skip"}, "batch_size": 6, "num_epochs": 1}
     eager = losses_of(train(work, "alta", "eager", **settings))
     counters.clear()
-    # A graph for the blocks of each tower and of the decoder; another one for BERT's layers, which recompute themselves.
+    # A graph for the blocks of each tower and of the decoder; BERT's layers have another one when they recompute.
     for is_recomputed, num_graphs in ((False, 3), (True, 4)):
         name = f"compiled_{is_recomputed}"
         run = train(work, "alta", name, torch_compile=True, gradient_checkpointing=is_recomputed, **settings)

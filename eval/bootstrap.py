@@ -47,22 +47,49 @@ def auroc_interval(
         `list` of two `float`: lower and upper bound; or `None` where the bootstrap cannot tell: fewer than
         `MIN_STUDIES_PER_CLASS` studies of a class, or scores whose every resample has the same area.
     """
+    return _two_class_interval(_auroc, scores, is_positive, num_samples, seed)
+
+
+def average_precision_interval(
+    scores: Sequence[float], is_positive: Sequence[bool], num_samples: int = 1000, seed: int = 0
+) -> list[float] | None:
+    """
+    95 % interval of the average precision; arguments, resampling and what comes back are those of [`auroc_interval`].
+    """
+    return _two_class_interval(_average_precision, scores, is_positive, num_samples, seed)
+
+
+def _two_class_interval(
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    scores: Sequence[float],
+    is_positive: Sequence[bool],
+    num_samples: int,
+    seed: int,
+) -> list[float] | None:
     levels = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)[1]
     is_positive = np.asarray(is_positive, dtype=bool)
-    positives, negatives = levels[is_positive], levels[~is_positive]
-    if min(positives.size, negatives.size) < MIN_STUDIES_PER_CLASS:
+    groups = levels[is_positive], levels[~is_positive]
+    if min(group.size for group in groups) < MIN_STUDIES_PER_CLASS:
         return None
-    interval = _interval(lambda rng: _resampled_auroc(positives, negatives, rng), num_samples, seed)
+
+    def resampled(rng: np.random.Generator) -> float:
+        return statistic(*(np.bincount(rng.choice(group, group.size), minlength=levels.max() + 1) for group in groups))
+
+    interval = _interval(resampled, num_samples, seed)
     return interval if interval[0] < interval[1] else None
 
 
-def _resampled_auroc(positives: np.ndarray, negatives: np.ndarray, rng: np.random.Generator) -> float:
-    num_levels = max(positives.max(), negatives.max()) + 1
-    counts, others = (
-        np.bincount(rng.choice(group, group.size), minlength=num_levels) for group in (positives, negatives)
-    )
+def _auroc(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """Area under the ROC curve of the numbers of positives and negatives at each score, the lowest score first."""
     # A positive beats the negatives below it, and half of those of its own score.
-    return float(counts @ (np.cumsum(others) - others / 2)) / (positives.size * negatives.size)
+    return float(positives @ (np.cumsum(negatives) - negatives / 2)) / (positives.sum() * negatives.sum())
+
+
+def _average_precision(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """Precision at the score of each positive, averaged over them, of the same numbers."""
+    found = np.cumsum(positives[::-1])[::-1]
+    precision = found / np.maximum(found + np.cumsum(negatives[::-1])[::-1], 1)
+    return float(positives @ precision) / positives.sum()
 
 
 def _interval(statistic: Callable[[np.random.Generator], float], num_samples: int, seed: int) -> list[float]:
@@ -70,4 +97,4 @@ def _interval(statistic: Callable[[np.random.Generator], float], num_samples: in
     return np.quantile([statistic(rng) for _ in range(num_samples)], (0.025, 0.975)).tolist()
 
 
-__all__ = ["auroc_interval", "share_interval"]
+__all__ = ["auroc_interval", "average_precision_interval", "share_interval"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoProcessor
 
-import modeling_alta  # noqa: F401  (registers the model with AutoModel and AutoProcessor)
+from modeling_alta import fold_adapters  # importing it registers the model with AutoModel and AutoProcessor
 from processing.study_records import load_study_records
 
 
@@ -48,13 +48,18 @@ def argument_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 
 def load_model(name: str, device: str = "cpu") -> tuple[Any, Any]:
-    """The model of a Hub folder or id in evaluation mode on `device`, and its processor."""
+    """The model of a Hub folder or id in evaluation mode on `device`, and its processor.
+
+    A full model comes in its inference form; PEFT adapters over a base stay what they are.
+    """
     try:
         model, processor = AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"`model` must be a Hub folder or a Hub id of an ALTA model, got {name!r}: {error}"
         ) from error
+    if not getattr(model, "peft_config", None):
+        model = fold_adapters(model.eval())
     return model.to(device).eval(), processor
 
 

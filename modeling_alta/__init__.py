@@ -4,13 +4,16 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .classification_alta import AltaForImageClassification
 from .configuration_alta import VIEW_NAMES, AltaConfig, AltaVisionConfig
+from .fold_alta import fold_adapters
 from .image_processing_alta import AltaImageProcessor
 from .modeling_alta import AltaForPreTraining, AltaForPreTrainingOutput, AltaModel, AltaOutput
 from .modeling_mrm import AltaForMaskedRecordModeling
@@ -22,6 +25,7 @@ from .vision_alta import AltaVisionModel
 
 AutoConfig.register("alta", AltaConfig)
 AutoModel.register(AltaConfig, AltaModel)
+AutoModelForImageClassification.register(AltaConfig, AltaForImageClassification)
 AutoModelForPreTraining.register(AltaConfig, AltaForPreTraining)
 AutoModelForZeroShotImageClassification.register(AltaConfig, AltaModel)
 AutoProcessor.register(AltaConfig, AltaProcessor)
@@ -36,6 +40,7 @@ __all__ = [
     "VIEW_NAMES",
     "AltaAdapterConfig",
     "AltaConfig",
+    "AltaForImageClassification",
     "AltaForMaskedRecordModeling",
     "AltaForPreTraining",
     "AltaForPreTrainingOutput",
@@ -46,4 +51,5 @@ __all__ = [
     "AltaStudyPipeline",
     "AltaVisionConfig",
     "AltaVisionModel",
+    "fold_adapters",
 ]

@@ -27,6 +27,7 @@ TRAINED_MODULES = (
     "image_decoder.norm",
     "image_decoder.predict",
     "report_head",
+    "classifier",
 )
 
 
@@ -134,11 +135,27 @@ def freeze_pretrained(model: nn.Module) -> None:
         parameter.requires_grad_(is_trained(name) is not None)
 
 
+def cast_frozen_matrices(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold the weights of frozen linear layers and convolutions in the dtype to which autocast takes them every step.
+
+    Under autocast to `dtype` nothing changes but speed and memory; without it their inputs must be of that dtype. The
+    weights stay rounded, so a base to keep is saved before.
+
+    Args:
+        model (`nn.Module`): with everything frozen that will be.
+        dtype (`torch.dtype`): of the autocast, `torch.bfloat16` or `torch.float16`.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not any(p.requires_grad for p in module.parameters()):
+            module.to(dtype)
+
+
 __all__ = [
     "TRAINED_MODULES",
     "BottleneckAdapter",
     "ParallelAdapter",
     "SerialAdapter",
     "add_adapters",
+    "cast_frozen_matrices",
     "freeze_pretrained",
 ]

@@ -127,7 +127,7 @@ class AltaConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
         positive = ("projection_dim", "decoder_hidden_size", "decoder_patch_size", "max_report_length")
-        for name in (*positive, "decoder_num_attention_heads"):
+        for name in (*positive, "decoder_num_hidden_layers", "decoder_num_attention_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.decoder_hidden_size % self.decoder_num_attention_heads:

@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .classification_alta import AltaForImageClassification
 from .configuration_alta import AltaConfig
 from .image_processing_alta import AltaImageProcessor
 from .modeling_alta import AltaForPreTraining, AltaModel
@@ -20,8 +21,11 @@ from .processing_alta import AltaProcessor
 
 SHIPPED_FILES = (
     "adapters_alta.py",
+    "attention_alta.py",
+    "classification_alta.py",
     "configuration_alta.py",
     "dicom_alta.py",
+    "fold_alta.py",
     "image_processing_alta.py",
     "losses_alta.py",
     "modeling_alta.py",
@@ -29,6 +33,8 @@ SHIPPED_FILES = (
     "pixels_alta.py",
     "processing_alta.py",
     "radiograph_alta.py",
+    "similarity_alta.py",
+    "staged_alta.py",
     "text_alta.py",
     "tuner_alta.py",
     "vision_alta.py",
@@ -36,6 +42,7 @@ SHIPPED_FILES = (
 MODEL_AUTO_MAP = {
     "AutoConfig": "modeling_alta.AltaConfig",
     "AutoModel": "modeling_alta.AltaModel",
+    "AutoModelForImageClassification": "classification_alta.AltaForImageClassification",
     "AutoModelForPreTraining": "modeling_alta.AltaForPreTraining",
     "AutoModelForZeroShotImageClassification": "modeling_alta.AltaModel",
 }
@@ -46,13 +53,15 @@ CUSTOM_PIPELINES = {
         "type": "multimodal",
     }
 }
+# A classifier has no text tower, so none of the other classes fits it.
+CLASSIFIER_AUTO_MAP = {name: MODEL_AUTO_MAP[name] for name in ("AutoConfig", "AutoModelForImageClassification")}
 PLAIN_CARD = """---
 library_name: transformers
-pipeline_tag: zero-shot-image-classification
+pipeline_tag: {task}
 tags: [alta, chest-x-ray, radiology]
 ---
 
-An ALTA model of chest radiographs and reports that carries no evaluation yet. It is no medical device.
+An ALTA model of chest radiographs{and_reports} that carries no evaluation yet. It is no medical device.
 """
 
 
@@ -66,7 +75,8 @@ def export_full(model: PreTrainedModel, processor: AltaProcessor, output: str | 
     """Write a full repository.
 
     Args:
-        model (`AltaModel` or `AltaForPreTraining`): without PEFT adapters; `merge_and_unload` puts them inside.
+        model (`AltaModel`, `AltaForPreTraining` or `AltaForImageClassification`): without PEFT adapters;
+            `merge_and_unload` puts them inside.
         processor (`AltaProcessor`).
         output (`str` or `Path`): folder to write.
         card (`str`, *optional*): text of its README.md.
@@ -82,8 +92,13 @@ def export_full(model: PreTrainedModel, processor: AltaProcessor, output: str | 
     output = Path(output)
     _check_free_of(output, "adapter_config.json")
     model.save_pretrained(output)
-    _add_to_json(output / "config.json", auto_map=MODEL_AUTO_MAP, custom_pipelines=CUSTOM_PIPELINES)
-    return _complete(output, processor, card)
+    if isinstance(model, AltaForImageClassification):
+        # Emptied, since its config may have come from a full model with the zero-shot pipeline.
+        entries = {"auto_map": CLASSIFIER_AUTO_MAP, "custom_pipelines": {}}
+    else:
+        entries = {"auto_map": MODEL_AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+    _add_to_json(output / "config.json", **entries)
+    return _complete(output, processor, card or plain_card(model))
 
 
 def export_adapter(
@@ -107,7 +122,7 @@ def export_adapter(
     # The word embeddings are frozen; left to decide, PEFT would look the base up on the Hub to compare vocabularies.
     model.save_pretrained(output, selected_adapters=[adapter_name], save_embedding_layers=False)
     _move_up(output / adapter_name)
-    return _complete(output, processor, card)
+    return _complete(output, processor, card or plain_card(model.get_base_model()))
 
 
 def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
@@ -117,7 +132,14 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
     return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Export ALTA"))
 
 
-def _complete(output: Path, processor: AltaProcessor, card: str | None) -> Path:
+def plain_card(model: PreTrainedModel) -> str:
+    """The card of a repository that got none."""
+    if isinstance(model, AltaForImageClassification):
+        return PLAIN_CARD.format(task="image-classification", and_reports="")
+    return PLAIN_CARD.format(task="zero-shot-image-classification", and_reports=" and reports")
+
+
+def _complete(output: Path, processor: AltaProcessor, card: str) -> Path:
     processor.save_pretrained(output)
     path = output / "processor_config.json"
     image_processor = json.loads(path.read_text())["image_processor"]
@@ -126,7 +148,7 @@ def _complete(output: Path, processor: AltaProcessor, card: str | None) -> Path:
     _add_to_json(path, auto_map=auto_map, image_processor=image_processor)
     for name in SHIPPED_FILES:
         shutil.copyfile(Path(__file__).parent / name, output / name)
-    (output / "README.md").write_text(card or PLAIN_CARD)
+    (output / "README.md").write_text(card)
     return output
 
 
@@ -153,8 +175,9 @@ def load_for_export(model: str, adapter: str | None):
     """A full model from its folder, or from a base and an adapter over it, and its processor."""
     processor = AltaProcessor.from_pretrained(adapter or model)
     # A model without the parts of its training must not get new ones.
-    has_decoder = "AltaForPreTraining" in (AltaConfig.from_pretrained(model).architectures or [])
-    loaded = (AltaForPreTraining if has_decoder else AltaModel).from_pretrained(model)
+    architectures = AltaConfig.from_pretrained(model).architectures or []
+    classes = {loaded_as.__name__: loaded_as for loaded_as in (AltaForPreTraining, AltaForImageClassification)}
+    loaded = next((classes[name] for name in architectures if name in classes), AltaModel).from_pretrained(model)
     if adapter is None:
         return loaded, processor
     from peft import PeftModel

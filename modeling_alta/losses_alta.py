@@ -9,11 +9,8 @@ Axes: B studies, V views, N patches, L words, E embedding size.
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-
-# Elements of the largest score tensor of the local loss that is held at once, 256 MiB in float32.
-LOCAL_SCORES_LIMIT = 2**26
+from .similarity_alta import local_similarity
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -86,63 +83,24 @@ def local_contrastive_loss(
     return _symmetric_cross_entropy(contrast_scale * logits_per_text, contrast_scale * logits_per_image)
 
 
-def local_similarity(
-    word_embeds: torch.Tensor,
-    word_mask: torch.Tensor,
-    patch_embeds: torch.Tensor,
-    patch_mask: torch.Tensor,
-    attention_scale: torch.Tensor,
-    pooling_scale: torch.Tensor,
-) -> torch.Tensor:
-    """Similarity of every report to every study: `log Σ_words exp(pooling_scale * cos(word, context))`.
-
-    Reports are taken a few at a time and recomputed in the backward pass, so that memory does not grow with the
-    square of the batch.
-
-    Returns:
-        `torch.Tensor` of shape `(num_reports, num_studies)`, in float32.
-    """
-    scores_per_report = patch_embeds.shape[0] * patch_embeds.shape[1] * word_embeds.shape[1]
-    chunk_size = max(1, LOCAL_SCORES_LIMIT // max(1, scores_per_report))
-    studies = (patch_embeds.float(), patch_mask, attention_scale.float(), pooling_scale.float())
-    rows = []
-    with torch.autocast(word_embeds.device.type, enabled=False):
-        for words, mask in zip(word_embeds.float().split(chunk_size), word_mask.split(chunk_size), strict=True):
-            if chunk_size >= len(word_embeds):
-                rows.append(_similarity_block(words, mask, *studies))
-            else:
-                rows.append(checkpoint(_similarity_block, words, mask, *studies, use_reentrant=False))
-    return torch.cat(rows)
-
-
-def _similarity_block(words, word_mask, patches, patch_mask, attention_scale, pooling_scale):
-    scores = torch.einsum("rle,bne->rbln", words, patches)
-    scores = scores.masked_fill(~word_mask[:, None, :, None], -torch.inf)
-    # Softmax twice: first each patch over the words, then each word over the patches.
-    attention = attention_scale * scores.softmax(dim=2)
-    attention = attention.masked_fill(~patch_mask[None, :, None, :], -torch.inf).softmax(dim=3)
-    context = torch.einsum("rbln,bne->rble", attention, patches)
-    cosine = nn.functional.cosine_similarity(words[:, None], context, dim=-1)
-    return (pooling_scale * cosine).masked_fill(~word_mask[:, None], -torch.inf).logsumexp(dim=2)
-
-
 def image_reconstruction_loss(
-    predicted_patches: torch.Tensor, target_patches: torch.Tensor, mask: torch.Tensor, norm_pix_loss: bool
+    predicted_patches: torch.Tensor, target_patches: torch.Tensor, norm_pix_loss: bool
 ) -> torch.Tensor:
-    """Mean squared error on the masked patches (MRM, section 3).
+    """Mean squared error on the masked patches, the only ones given (MRM, section 3).
 
     Args:
-        predicted_patches (`torch.Tensor` of shape `(batch_size, num_patches, patch_size**2 * num_channels)`).
+        predicted_patches (`torch.Tensor` of shape `(batch_size, num_masked, patch_size**2 * num_channels)`).
         target_patches (`torch.Tensor` of the same shape): pixels of the image to reconstruct.
-        mask (`torch.Tensor` of shape `(batch_size, num_patches)`): 1 where the patch was removed.
         norm_pix_loss (`bool`): normalise every target patch by its own mean and unbiased variance.
     """
     predicted_patches, target_patches = predicted_patches.float(), target_patches.float()
     if norm_pix_loss:
-        mean, variance = target_patches.mean(-1, keepdim=True), target_patches.var(-1, keepdim=True)
-        target_patches = (target_patches - mean) / (variance + 1e-6).sqrt()
+        target_patches = target_patches - target_patches.mean(-1, keepdim=True)
+        # Not `var`, which warns about a batch without any image.
+        variance = target_patches.square().sum(-1, keepdim=True) / (target_patches.shape[-1] - 1)
+        target_patches = target_patches / (variance + 1e-6).sqrt()
     error = (predicted_patches - target_patches).square().mean(-1)
-    return _mean_over_processes((error * mask).sum(), mask.sum())
+    return _mean_over_processes(error.sum(), torch.tensor(float(error.numel()), device=error.device))
 
 
 def masked_report_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -189,6 +147,5 @@ __all__ = [
     "global_contrastive_loss",
     "image_reconstruction_loss",
     "local_contrastive_loss",
-    "local_similarity",
     "masked_report_loss",
 ]

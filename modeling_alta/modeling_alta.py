@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import BertModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
@@ -22,7 +22,8 @@ from .losses_alta import (
     local_contrastive_loss,
     masked_report_loss,
 )
-from .text_alta import AltaReportHead, embed_tokens, encode_texts, masked_token_logits
+from .staged_alta import staged_loss
+from .text_alta import AltaReportHead, build_text_model, embed_tokens, encode_texts, masked_token_logits
 from .vision_alta import (
     AltaImageDecoder,
     AltaMaskToken,
@@ -30,7 +31,9 @@ from .vision_alta import (
     AltaVisionModel,
     AltaVisionOutput,
     patchify,
+    removed_patches,
     sincos_position_embedding,
+    take_tokens,
 )
 
 
@@ -126,7 +129,7 @@ class AltaPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["Block", "BertLayer"]
+    _no_split_modules = ["AltaBlock", "BertLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -158,11 +161,48 @@ class AltaPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise what was not loaded; adapters last, since BERT gives those inside it weights of its own."""
+        """Initialise what was not loaded; adapters last, since BERT gives those inside it weights of its own.
+
+        Loading makes every parameter trainable; those that never train, such as the positions, are frozen again.
+        """
         super().initialize_weights()
         for module in self.modules():
             if isinstance(module, BottleneckAdapter):
                 init.zeros_(module.up.weight)
+        self._freeze_fixed()
+
+    def post_init(self) -> None:
+        self._fixed_parameters = [name for name, p in self.named_parameters() if not p.requires_grad]
+        super().post_init()
+
+    def _freeze_fixed(self) -> None:
+        for name in self._fixed_parameters:
+            self.get_parameter(name).requires_grad_(False)
+
+    def check_views(self, pixel_values, view_mask):
+        """Views as (batch, views, channels, height, width) with a mask, or an error that says what is wrong."""
+        vision = self.config.vision_config
+        pixel_values = repeat_channel(pixel_values, vision.num_channels)
+        image_shape = (vision.num_channels, vision.image_size, vision.image_size)
+        if pixel_values.ndim == 4 and view_mask is None:
+            pixel_values = pixel_values.unsqueeze(1)
+        num_views = pixel_values.shape[1]
+        if pixel_values.ndim != 5 or pixel_values.shape[2:] != image_shape or num_views not in (1, len(VIEW_NAMES)):
+            raise ValueError(
+                f"`pixel_values` must have shape (batch, {len(VIEW_NAMES)}, {', '.join(map(str, image_shape))}), or "
+                f"without the view axis and `view_mask` for current frontals alone, got {tuple(pixel_values.shape)}."
+            )
+        if view_mask is None:
+            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        if view_mask.shape != pixel_values.shape[:2]:
+            raise ValueError(
+                f"`view_mask` must have shape {tuple(pixel_values.shape[:2])}, got {tuple(view_mask.shape)}."
+            )
+        view_mask = view_mask.bool()
+        without_current = (~view_mask[:, :2].any(1)).nonzero().flatten().tolist()
+        if without_current:
+            raise ValueError(f"`view_mask` must hold a current view in every study, got none in {without_current}.")
+        return pixel_values, view_mask
 
     def enable_adapters(self) -> None:
         """Switch PEFT adapters on again, class token, norms and heads included."""
@@ -190,7 +230,7 @@ class AltaModel(AltaPreTrainedModel):
         super().__init__(config)
         text, vision = config.text_config, config.vision_config
         self.vision_model = AltaVisionModel(vision)
-        self.text_model = BertModel._from_config(text, add_pooling_layer=False)
+        self.text_model = build_text_model(text)
         self.image_projection = AltaProjectionHead(vision.hidden_size, config)
         self.text_projection = AltaProjectionHead(text.hidden_size, config)
         self.image_local_projection = AltaProjectionHead(vision.hidden_size, config)
@@ -279,30 +319,6 @@ class AltaModel(AltaPreTrainedModel):
             output.loss = self._contrastive_loss(output)
         return output
 
-    def check_views(self, pixel_values, view_mask):
-        """Views as (batch, views, channels, height, width) with a mask, or an error that says what is wrong."""
-        vision = self.config.vision_config
-        image_shape = (vision.num_channels, vision.image_size, vision.image_size)
-        if pixel_values.ndim == 4 and view_mask is None:
-            pixel_values = pixel_values.unsqueeze(1)
-        num_views = pixel_values.shape[1]
-        if pixel_values.ndim != 5 or pixel_values.shape[2:] != image_shape or num_views not in (1, len(VIEW_NAMES)):
-            raise ValueError(
-                f"`pixel_values` must have shape (batch, {len(VIEW_NAMES)}, {', '.join(map(str, image_shape))}), or "
-                f"without the view axis and `view_mask` for current frontals alone, got {tuple(pixel_values.shape)}."
-            )
-        if view_mask is None:
-            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        if view_mask.shape != pixel_values.shape[:2]:
-            raise ValueError(
-                f"`view_mask` must have shape {tuple(pixel_values.shape[:2])}, got {tuple(view_mask.shape)}."
-            )
-        view_mask = view_mask.bool()
-        without_current = (~view_mask[:, :2].any(1)).nonzero().flatten().tolist()
-        if without_current:
-            raise ValueError(f"`view_mask` must hold a current view in every study, got none in {without_current}.")
-        return pixel_values, view_mask
-
     def _embed_images(self, pixel_values, view_mask):
         vision_output = self.vision_model(pixel_values, view_mask)
         return nn.functional.normalize(self.image_projection(vision_output.pooler_output), dim=-1), vision_output
@@ -355,9 +371,10 @@ class AltaForPreTraining(AltaModel):
         Args:
             input_ids, attention_mask, masked_input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`).
             labels (`torch.LongTensor` of shape `(batch_size, num_tokens)`): −100 where no token was masked.
-            pixel_values (`torch.Tensor` of shape `(batch_size, 4, 3, height, width)`).
+            pixel_values (`torch.Tensor` of shape `(batch_size, 4, 3, height, width)`): or with one channel, which
+                stands for all three.
             target_pixel_values (`torch.Tensor` of shape `(batch_size, 3, target_size, target_size)`): the current
-                frontal at `config.target_image_size`.
+                frontal at `config.target_image_size`, or one channel of it.
             view_mask (`torch.BoolTensor` of shape `(batch_size, 4)`): `True` where the view was taken.
             noise (`torch.Tensor` of shape `(batch_size, 4, num_patches)`, *optional*): makes the masking reproducible.
             contrast (`bool`): `False` leaves the two contrastive losses out, for a batch that is a part of the one to
@@ -368,27 +385,20 @@ class AltaForPreTraining(AltaModel):
         """
         config = self.config
         pixel_values, view_mask = self.check_views(pixel_values, view_mask)
-        check_target(config, target_pixel_values, len(pixel_values))
+        target_pixel_values = check_target(config, target_pixel_values, len(pixel_values))
         vision = self.vision_model(pixel_values, view_mask, config.mask_ratio, noise, config.missing_views)
-        reports, masked_reports = self._encode_reports(input_ids, masked_input_ids, attention_mask, vision)
-        output = self._embed(reports, attention_mask, vision)
-        output.image_reconstruction_loss = self._image_loss(vision, view_mask, target_pixel_values)
-        output.masked_report_loss = masked_report_loss(
-            *masked_token_logits(self.report_head, self.text_model, masked_reports, labels)
-        )
+        # The heads that use up most memory come first and are through before the next begins.
+        image_loss = self._image_loss(vision, view_mask, target_pixel_values)
+        report_loss = self._report_loss(vision, masked_input_ids, attention_mask, labels)
+        output = self._embed(input_ids, attention_mask, vision)
+        output.image_reconstruction_loss, output.masked_report_loss = image_loss, report_loss
         if contrast:
             output.global_contrastive_loss, output.local_contrastive_loss = contrastive_losses(output)
         output.loss = weigh_losses(config, output)
         return output
 
-    def _encode_reports(self, input_ids, masked_input_ids, attention_mask, vision):
-        image_feature = self.image_to_report(vision.pooler_output).unsqueeze(1)  # (B, 1, D)
-        reports = embed_tokens(self.text_model, input_ids)
-        masked_reports = embed_tokens(self.text_model, masked_input_ids) + image_feature
-        hidden_states = torch.cat([reports, masked_reports])
-        return encode_texts(self.text_model, hidden_states, attention_mask.repeat(2, 1)).chunk(2)
-
-    def _embed(self, reports, attention_mask, vision):
+    def _embed(self, input_ids, attention_mask, vision):
+        reports = encode_texts(self.text_model, embed_tokens(self.text_model, input_ids), attention_mask)
         patches = self.image_local_projection(vision.last_hidden_state[:, :, 1:])  # (B, V, K, E)
         patch_mask = vision.computed_views.unsqueeze(-1).expand(patches.shape[:3])
         return AltaForPreTrainingOutput(
@@ -404,9 +414,40 @@ class AltaForPreTraining(AltaModel):
 
     def _image_loss(self, vision, view_mask, target_pixel_values):
         present = view_mask[:, 0].nonzero().squeeze(1)
-        predicted = self.image_decoder(vision.last_hidden_state[present, 0], vision.ids_restore[present, 0])
-        target = patchify(target_pixel_values[present], self.config.decoder_patch_size)
-        return image_reconstruction_loss(predicted, target, vision.mask[present, 0], self.config.norm_pix_loss)
+        ids_restore, target = vision.ids_restore[present, 0], target_pixel_values[present]
+
+        def loss(tokens):
+            return masked_image_loss(self.config, self.image_decoder, tokens, ids_restore, target)
+
+        return staged_loss(loss, (vision.last_hidden_state[present, 0],), [self.image_decoder])
+
+    def _report_loss(self, vision, masked_input_ids, attention_mask, labels):
+        def loss(image_feature):
+            hidden_states = embed_tokens(self.text_model, masked_input_ids) + image_feature.unsqueeze(1)
+            hidden_states = encode_texts(self.text_model, hidden_states, attention_mask)
+            return masked_report_loss(*masked_token_logits(self.report_head, self.text_model, hidden_states, labels))
+
+        image_feature = self.image_to_report(vision.pooler_output)  # (B, D)
+        return staged_loss(loss, (image_feature,), [self.text_model, self.report_head])
+
+
+def masked_image_loss(
+    config: AltaConfig,
+    decoder: AltaImageDecoder,
+    tokens: torch.Tensor,
+    ids_restore: torch.Tensor,
+    target_pixel_values: torch.Tensor,
+) -> torch.Tensor:
+    """Reconstruction loss of images, whose removed patches are the only ones predicted.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(num_images, 1 + num_kept_patches, hidden_size)`): class token first.
+        ids_restore (`torch.LongTensor` of shape `(num_images, num_patches)`).
+        target_pixel_values (`torch.Tensor` of shape `(num_images, 3, target_size, target_size)`).
+    """
+    removed = removed_patches(ids_restore, tokens.shape[1] - 1)
+    target = take_tokens(patchify(target_pixel_values, config.decoder_patch_size), removed)
+    return image_reconstruction_loss(decoder(tokens, ids_restore, removed), target, config.norm_pix_loss)
 
 
 def contrastive_losses(embeds: AltaForPreTrainingOutput) -> tuple[torch.Tensor, torch.Tensor]:
@@ -427,15 +468,25 @@ def weigh_losses(config: AltaConfig, output: ModelOutput) -> torch.Tensor:
     return sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items() if loss is not None)
 
 
-def check_target(config: AltaConfig, target_pixel_values: torch.Tensor, batch_size: int) -> None:
-    """
+def check_target(config: AltaConfig, target_pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """The target with all its channels.
+
     Raises:
         ValueError: if the target is not the current frontal of every study at `config.target_image_size`.
     """
-    size = config.target_image_size
-    expected = (batch_size, config.vision_config.num_channels, size, size)
+    size, channels = config.target_image_size, config.vision_config.num_channels
+    target_pixel_values = repeat_channel(target_pixel_values, channels)
+    expected = (batch_size, channels, size, size)
     if target_pixel_values.shape != expected:
         raise ValueError(f"`target_pixel_values` must have shape {expected}, got {tuple(target_pixel_values.shape)}.")
+    return target_pixel_values
+
+
+def repeat_channel(pixel_values: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """Radiographs are grey: one channel, which is a third of the memory on the way here, stands for all of them."""
+    if pixel_values.ndim < 3 or pixel_values.shape[-3] != 1:
+        return pixel_values
+    return pixel_values.expand(*pixel_values.shape[:-3], num_channels, *pixel_values.shape[-2:])
 
 
 __all__ = [
@@ -445,5 +496,7 @@ __all__ = [
     "AltaOutput",
     "AltaPreTrainedModel",
     "contrastive_losses",
+    "masked_image_loss",
+    "repeat_channel",
     "weigh_losses",
 ]

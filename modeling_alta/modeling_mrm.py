@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import BertModel
 from transformers.utils import ModelOutput
 
 from .configuration_alta import AltaConfig
-from .losses_alta import image_reconstruction_loss, masked_report_loss
-from .modeling_alta import AltaPreTrainedModel, check_target
-from .text_alta import AltaReportHead, embed_tokens, encode_texts, masked_token_logits
-from .vision_alta import AltaImageDecoder, AltaVisionModel, patchify
+from .losses_alta import masked_report_loss
+from .modeling_alta import AltaPreTrainedModel, check_target, masked_image_loss, repeat_channel
+from .text_alta import AltaReportHead, build_text_model, embed_tokens, encode_texts, masked_token_logits
+from .vision_alta import AltaImageDecoder, AltaVisionModel
 
 
 @dataclass
@@ -48,7 +47,7 @@ class AltaForMaskedRecordModeling(AltaPreTrainedModel):
             raise ValueError("`use_adapters` must be False for masked record modelling, got True.")
         self.vision_model = AltaVisionModel(config.vision_config)
         self.image_decoder = AltaImageDecoder(config)
-        self.report_decoder = BertModel._from_config(config.text_config, add_pooling_layer=False)
+        self.report_decoder = build_text_model(config.text_config)
         self.report_head = AltaReportHead(config.text_config)
         self.image_to_report = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
         # Single current frontals carry no view or time to tell apart: both stay zero for the next stage.
@@ -79,16 +78,15 @@ class AltaForMaskedRecordModeling(AltaPreTrainedModel):
             noise (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*): makes the masking reproducible.
         """
         config = self.config
-        check_target(config, target_pixel_values, len(pixel_values))
+        target_pixel_values = check_target(config, target_pixel_values, len(pixel_values))
+        pixel_values = repeat_channel(pixel_values, config.vision_config.num_channels)
         view_mask = torch.ones(len(pixel_values), 1, dtype=torch.bool, device=pixel_values.device)
         noise = noise.unsqueeze(1) if noise is not None else None
         vision = self.vision_model(pixel_values.unsqueeze(1), view_mask, config.mask_ratio, noise)
         tokens = vision.last_hidden_state[:, 0]
-        target = patchify(target_pixel_values, config.decoder_patch_size)
-        predicted = self.image_decoder(tokens, vision.ids_restore[:, 0])
         output = MaskedRecordModelingOutput(
-            image_reconstruction_loss=image_reconstruction_loss(
-                predicted, target, vision.mask[:, 0], config.norm_pix_loss
+            image_reconstruction_loss=masked_image_loss(
+                config, self.image_decoder, tokens, vision.ids_restore[:, 0], target_pixel_values
             ),
             masked_report_loss=masked_report_loss(
                 *self._fill_report(tokens, masked_input_ids, attention_mask, labels)

@@ -5,6 +5,8 @@ from torch import nn
 from transformers import BertConfig, BertModel
 from transformers.masking_utils import create_bidirectional_mask
 
+from .attention_alta import PACKED_ATTENTION, TextPacking
+
 
 class AltaReportHead(nn.Module):
     """BERT's masked-token head without its tied word matrix, which is passed in."""
@@ -18,6 +20,14 @@ class AltaReportHead(nn.Module):
     def forward(self, hidden_states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
         hidden_states = self.layer_norm(nn.functional.gelu(self.dense(hidden_states)))
         return nn.functional.linear(hidden_states, word_embeddings, self.bias)
+
+
+def build_text_model(config: BertConfig) -> BertModel:
+    """BERT without its pooler, whose SDPA attention also takes packed texts."""
+    text_model = BertModel._from_config(config, add_pooling_layer=False)
+    if text_model.config._attn_implementation == "sdpa":
+        text_model.set_attn_implementation(PACKED_ATTENTION)
+    return text_model
 
 
 def embed_tokens(
@@ -39,11 +49,25 @@ def embed_tokens(
 def encode_texts(
     text_model: BertModel, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """BERT's layers over embeddings `(batch_size, num_tokens, hidden_size)`, to which a feature may be added."""
-    attention_mask = create_bidirectional_mask(
-        config=text_model.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-    )
-    return text_model.encoder(hidden_states, attention_mask=attention_mask).last_hidden_state
+    """BERT's layers over embeddings `(batch_size, num_tokens, hidden_size)`, to which a feature may be added.
+
+    Texts of several lengths go through the layers as one row without padding, where the chosen attention can take
+    them; the padding is zero then.
+    """
+    if attention_mask is None or not _is_packable(text_model, attention_mask):
+        attention_mask = create_bidirectional_mask(
+            config=text_model.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+        return text_model.encoder(hidden_states, attention_mask=attention_mask).last_hidden_state
+    packing = TextPacking.from_mask(attention_mask)
+    packed = text_model.encoder(packing.pack(hidden_states).unsqueeze(0), packing=packing).last_hidden_state
+    return packing.unpack(packed[0])
+
+
+def _is_packable(text_model, attention_mask):
+    # A graph that is compiled keeps its shapes from batch to batch.
+    is_possible = text_model.config._attn_implementation == PACKED_ATTENTION and not torch.compiler.is_compiling()
+    return is_possible and attention_mask.ndim == 2 and not attention_mask.all()
 
 
 def masked_token_logits(
@@ -54,4 +78,4 @@ def masked_token_logits(
     return head(hidden_states[is_masked], text_model.get_input_embeddings().weight), labels[is_masked]
 
 
-__all__ = ["AltaReportHead", "embed_tokens", "encode_texts", "masked_token_logits"]
+__all__ = ["AltaReportHead", "build_text_model", "embed_tokens", "encode_texts", "masked_token_logits"]

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -48,7 +48,7 @@ class AltaAdapterConfig(PeftConfig):
         target_modules (`str` or `list[str]`): modules to adapt: a regular expression on the full name, or suffixes.
         parallel_modules (`str` or `list[str]`): those among them whose adapter is parallel; the others are serial.
         exclude_modules (`str` or `list[str]`, *optional*): modules to leave as they are.
-        modules_to_save (`list[str]`): modules trained and saved beside the adapters.
+        modules_to_save (`list[str]`): modules trained and saved beside the adapters, as far as the model has them.
         train_adapted_norms (`bool`): also train and save the LayerNorms inside adapted modules, where PEFT's
             `modules_to_save` does not reach.
 
@@ -191,6 +191,18 @@ class AltaAdapterModel(BaseTuner):
     tuner_layer_cls = AltaAdapterLayer
     target_module_mapping = {}
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        """Add an adapter, by a copy of its config that names only what this model has to save.
+
+        PEFT finds a weight in the file for every module named: the text projection is none of a classifier's, and the
+        classifier none of the aligned model's.
+        """
+        config = copy(self.peft_config[adapter_name])
+        names = [name for name, _ in model.named_modules()]
+        config.modules_to_save = [saved for saved in config.modules_to_save or () if _is_suffix(saved, names)]
+        self.peft_config[adapter_name] = config
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
     @staticmethod
     def _check_target_module_exists(peft_config: AltaAdapterConfig, key: str):
         return check_target_module_exists(peft_config, key)
@@ -249,6 +261,10 @@ def config_with_adapters(model_config: AltaConfig, adapter_config: AltaAdapterCo
     model_config.adapter_target_modules = as_pattern(adapter_config.target_modules)
     model_config.adapter_parallel_modules = as_pattern(adapter_config.parallel_modules)
     return model_config
+
+
+def _is_suffix(suffix: str, names: list[str]) -> bool:
+    return any(name.endswith(suffix) for name in names)
 
 
 def as_pattern(modules: str | list[str]) -> str:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
+from .attention_alta import attend
 from .configuration_alta import AltaConfig, AltaVisionConfig
 
 
@@ -32,6 +34,34 @@ class AltaVisionOutput(ModelOutput):
     computed_views: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     ids_restore: torch.Tensor | None = None
+
+
+class AltaAttention(Attention):
+    """timm's attention in the form of `attend`, for all tokens or as queries of chosen ones only."""
+
+    def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        qkv = self.qkv(hidden_states).unflatten(2, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        if chosen is not None:
+            query = take_tokens(query.transpose(1, 2), chosen).transpose(1, 2)
+        return self.proj(attend(query, key, value).transpose(1, 2).flatten(2))
+
+
+class AltaBlock(GradientCheckpointingLayer, Block):
+    """timm's block, of which the last one of a tower may give chosen tokens only.
+
+    Args of its `forward`:
+        hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`).
+        chosen (`torch.LongTensor` of shape `(batch_size, num_chosen)`, *optional*): the tokens to give, which still
+            see all others.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        context = self.attn(self.norm1(hidden_states), chosen)
+        if chosen is not None:
+            hidden_states = take_tokens(hidden_states, chosen)
+        hidden_states = hidden_states + context
+        return hidden_states + self.mlp(self.norm2(hidden_states))
 
 
 class AltaStudyTokens(nn.Module):
@@ -56,7 +86,6 @@ class AltaVisionModel(nn.Module):
     def __init__(self, config: AltaVisionConfig):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
         self.patch_embed = PatchEmbed(config.image_size, config.patch_size, config.num_channels, config.hidden_size)
         self.pos_embed = frozen_parameter(1, 1 + config.num_patches, config.hidden_size)
         self.missing_token = frozen_parameter(1, config.num_patches, config.hidden_size)
@@ -108,10 +137,7 @@ class AltaVisionModel(nn.Module):
 
     def encode(self, hidden_states: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
-            if self.gradient_checkpointing and self.training:
-                hidden_states = self._gradient_checkpointing_func(block.__call__, hidden_states)
-            else:
-                hidden_states = block(hidden_states)
+            hidden_states = block(hidden_states)
         return self.norm(hidden_states)
 
 
@@ -139,25 +165,30 @@ class AltaImageDecoder(nn.Module):
         self.norm = nn.LayerNorm(size, eps=vision.layer_norm_eps)
         self.predict = nn.Linear(size, config.decoder_patch_size**2 * vision.num_channels)
 
-    def forward(self, hidden_states: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, chosen: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, 1 + num_kept_patches, hidden_size)`).
             ids_restore (`torch.LongTensor` of shape `(batch_size, num_patches)`).
+            chosen (`torch.LongTensor` of shape `(batch_size, num_chosen)`, *optional*): the patches to predict; all by
+                default.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_patches, decoder_patch_size**2 * num_channels)`.
+            `torch.Tensor` of shape `(batch_size, num_chosen, decoder_patch_size**2 * num_channels)`.
         """
         hidden_states = self.embed(hidden_states)
         class_token, kept = hidden_states[:, :1], hidden_states[:, 1:]
         num_removed = ids_restore.shape[1] - kept.shape[1]
         mask_tokens = self.mask_token().to(kept.dtype).expand(len(kept), num_removed, -1)
-        patches = torch.cat([kept, mask_tokens], dim=1)
-        patches = patches.gather(1, ids_restore.unsqueeze(-1).expand_as(patches))
+        patches = take_tokens(torch.cat([kept, mask_tokens], dim=1), ids_restore)
         hidden_states = torch.cat([class_token, patches], dim=1) + self.pos_embed
-        for block in self.blocks:
+        if chosen is None:
+            chosen = torch.arange(ids_restore.shape[1], device=ids_restore.device).expand_as(ids_restore)
+        for block in self.blocks[:-1]:
             hidden_states = block(hidden_states)
-        return self.predict(self.norm(hidden_states[:, 1:]))
+        return self.predict(self.norm(self.blocks[-1](hidden_states, 1 + chosen)))
 
 
 def frozen_parameter(*shape: int) -> nn.Parameter:
@@ -168,9 +199,10 @@ def frozen_parameter(*shape: int) -> nn.Parameter:
 def vit_blocks(config: AltaVisionConfig, hidden_size: int, num_layers: int, num_heads: int) -> nn.ModuleList:
     """timm's pre-norm transformer blocks."""
     return nn.ModuleList(
-        Block(
+        AltaBlock(
             hidden_size,
             num_heads,
+            attn_layer=AltaAttention,
             mlp_ratio=config.mlp_ratio,
             qkv_bias=config.qkv_bias,
             norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
@@ -205,7 +237,7 @@ def mask_patches(patches: torch.Tensor, mask_ratio: float, noise: torch.Tensor |
         kept patches `(num_images, num_kept, hidden_size)`, mask `(num_images, num_patches)` with 1 = removed, and the
         order `(num_images, num_patches)` that undoes the masking.
     """
-    num_images, num_patches, hidden_size = patches.shape
+    num_images, num_patches, _ = patches.shape
     num_kept = int(num_patches * (1 - mask_ratio))
     if num_kept == num_patches:
         ids_restore = torch.arange(num_patches, device=patches.device).expand(num_images, -1)
@@ -214,8 +246,20 @@ def mask_patches(patches: torch.Tensor, mask_ratio: float, noise: torch.Tensor |
         noise = torch.rand(num_images, num_patches, device=patches.device)
     ids_shuffle = noise.argsort(dim=1)
     ids_restore = ids_shuffle.argsort(dim=1)
-    kept = patches.gather(1, ids_shuffle[:, :num_kept, None].expand(-1, -1, hidden_size))
+    kept = take_tokens(patches, ids_shuffle[:, :num_kept])
     return kept, (ids_restore >= num_kept).float(), ids_restore
+
+
+def take_tokens(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Those of `(batch_size, num_tokens, …)` at positions `(batch_size, num_chosen)`, which shape the result."""
+    batch_size, num_tokens = hidden_states.shape[:2]
+    rows = positions + num_tokens * torch.arange(batch_size, device=positions.device)[:, None]
+    return hidden_states.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, positions.shape)
+
+
+def removed_patches(ids_restore: torch.Tensor, num_kept: int) -> torch.Tensor:
+    """Positions `(num_images, num_removed)` of the patches that masking removed, in no order."""
+    return ids_restore.argsort(dim=1)[:, num_kept:]
 
 
 def unpack_views(packed: torch.Tensor, slots: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -241,6 +285,7 @@ def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 __all__ = [
+    "AltaBlock",
     "AltaImageDecoder",
     "AltaMaskToken",
     "AltaStudyTokens",
@@ -249,5 +294,7 @@ __all__ = [
     "mask_patches",
     "patchify",
     "pool_views",
+    "removed_patches",
     "sincos_position_embedding",
+    "take_tokens",
 ]

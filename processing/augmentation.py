@@ -53,7 +53,12 @@ def augment_radiograph(image: Image.Image, draw: AugmentationDraw) -> Image.Imag
         image (`PIL.Image.Image` of mode "L"): the radiograph after resize and crop.
         draw ([`AugmentationDraw`]): what to do with it.
     """
-    image = tvF.affine(
+    return relight(move(image, draw), draw)
+
+
+def move(image: Image.Image, draw: AugmentationDraw) -> Image.Image:
+    """The geometry of `augment_radiograph`."""
+    return tvF.affine(
         image,
         angle=draw.angle,
         translate=[round(draw.translate_x * image.width), round(draw.translate_y * image.height)],
@@ -61,6 +66,10 @@ def augment_radiograph(image: Image.Image, draw: AugmentationDraw) -> Image.Imag
         shear=[draw.shear, 0.0],
         interpolation=InterpolationMode.BILINEAR,
     )
+
+
+def relight(image: Image.Image, draw: AugmentationDraw) -> Image.Image:
+    """The grey levels of `augment_radiograph`."""
     return tvF.adjust_contrast(tvF.adjust_brightness(image, draw.brightness), draw.contrast)
 
 
@@ -76,6 +85,17 @@ def resize_to_encoder(target_pixel_values: torch.Tensor, image_size: int) -> tor
     """
     size = [image_size, image_size]
     return tvF.resize(target_pixel_values, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+def crop_radiograph(image: Image.Image, size: int) -> Image.Image:
+    """Scale a radiograph to the short side that belongs to `size`, and cut out its centre of `size` pixels a side."""
+    image = tvF.resize(image, [shortest_edge_for(size)], interpolation=InterpolationMode.BICUBIC)
+    return tvF.center_crop(image, [size, size])
+
+
+def normalize_radiograph(image: Image.Image, mean: float = IMAGE_MEAN, std: float = IMAGE_STD) -> torch.Tensor:
+    """Normalised pixels of an 8-bit radiograph, of shape `(1, height, width)`."""
+    return (tvF.pil_to_tensor(image) / 255 - mean) / std
 
 
 class StudyTransform:
@@ -117,9 +137,9 @@ class StudyTransform:
 
         Returns:
             `dict` with
-            - **pixel_values** (`torch.FloatTensor` of shape `(4, 3, image_size, image_size)`) -- zeros where absent.
+            - **pixel_values** (`torch.FloatTensor` of shape `(4, 1, image_size, image_size)`) -- zeros where absent.
             - **view_mask** (`torch.BoolTensor` of shape `(4,)`) -- `True` where the view was taken.
-            - **target_pixel_values** (`torch.FloatTensor` of shape `(3, target_size, target_size)`) -- zeros without
+            - **target_pixel_values** (`torch.FloatTensor` of shape `(1, target_size, target_size)`) -- zeros without
               a current frontal.
 
         Raises:
@@ -127,8 +147,9 @@ class StudyTransform:
         """
         draws = self._draw(generator)
         images = {name: read_radiograph(study[name]) for name in VIEW_NAMES if study.get(name) is not None}
-        target = torch.zeros(3, self.target_size, self.target_size)
-        pixel_values = torch.zeros(len(VIEW_NAMES), 3, self.image_size, self.image_size)
+        # The three channels of the published input are equal: one stands for them, and the model repeats it.
+        target = torch.zeros(1, self.target_size, self.target_size)
+        pixel_values = torch.zeros(len(VIEW_NAMES), 1, self.image_size, self.image_size)
         if "current_frontal" in images:
             target = self._prepare(images["current_frontal"], self.target_size, draws["frontal"])
         for position, name in enumerate(VIEW_NAMES):
@@ -137,7 +158,11 @@ class StudyTransform:
             elif name in images:
                 pixel_values[position] = self._prepare(images[name], self.image_size, draws[name.split("_")[1]])
         view_mask = torch.tensor([name in images for name in VIEW_NAMES])
-        return {"pixel_values": pixel_values, "view_mask": view_mask, "target_pixel_values": target}
+        return {
+            "pixel_values": pixel_values,
+            "view_mask": view_mask,
+            "target_pixel_values": target,
+        }
 
     def _draw(self, generator: torch.Generator | None) -> dict[str, AugmentationDraw | None]:
         if not self.do_augment:
@@ -147,12 +172,10 @@ class StudyTransform:
         return {"frontal": draw_augmentation(generator), "lateral": draw_augmentation(generator)}
 
     def _prepare(self, image: Image.Image, size: int, draw: AugmentationDraw | None) -> torch.Tensor:
-        image = tvF.resize(image, [shortest_edge_for(size)], interpolation=InterpolationMode.BICUBIC)
-        image = tvF.center_crop(image, [size, size])
+        image = crop_radiograph(image, size)
         if draw is not None:
             image = augment_radiograph(image, draw)
-        pixels = tvF.pil_to_tensor(image) / 255
-        return ((pixels - self.image_mean) / self.image_std).expand(3, -1, -1)
+        return normalize_radiograph(image, self.image_mean, self.image_std)
 
 
 __all__ = [
@@ -160,6 +183,10 @@ __all__ = [
     "AugmentationDraw",
     "StudyTransform",
     "augment_radiograph",
+    "crop_radiograph",
     "draw_augmentation",
+    "move",
+    "normalize_radiograph",
+    "relight",
     "resize_to_encoder",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import default_collate
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_alta.configuration_alta import VIEW_NAMES, AltaConfig
@@ -63,6 +64,9 @@ class TrainingStudies(torch.utils.data.Dataset):
             is taken, a radiograph that cannot be read (with its study and view).
     """
 
+    column = "report"  # what is read beside the images
+    required: str | None = "report"
+
     def __init__(
         self,
         records: datasets.Dataset | RecordStream,
@@ -70,16 +74,16 @@ class TrainingStudies(torch.utils.data.Dataset):
         seed: int = 0,
         views: Sequence[str] = VIEW_NAMES,
     ):
-        _check_records(records, views)
+        _check_records(records, self.column, views)
         if isinstance(records, datasets.Dataset):
             for name in views:
                 records = records.cast_column(name, datasets.Image(decode=False))
-        self.positions, self.left_out = find_trainable(records, views)
+        self.positions, self.left_out = find_trainable(records, views, self.required)
         if not len(self.positions):
             raise ValueError(
                 f"`records` must hold at least one study to train on, got none; left out: {dict(self.left_out)}."
             )
-        self.records = records.select_columns(["study_id", "report", *views])
+        self.records = records.select_columns(["study_id", self.column, *views])
         self.row_groups = self._count_row_groups() if isinstance(records, RecordStream) else None
         self.transform = transform
         self.seed = seed
@@ -116,8 +120,8 @@ class TrainingStudies(torch.utils.data.Dataset):
                 samples.append(self._stand_in(index, error, taken))
         return samples
 
-    def _stand_in(self, index: int, error: UnreadableStudyError, taken: set[int]) -> dict[str, Any]:
-        skipped = [str(error)]
+    def _stand_in(self, index: int, first: UnreadableStudyError, taken: set[int]) -> dict[str, Any]:
+        skipped = [str(first)]
         free = (neighbour for neighbour in self._neighbours(index) if neighbour not in taken)
         for neighbour in itertools.islice(free, MAX_STAND_INS):
             try:
@@ -139,15 +143,19 @@ class TrainingStudies(torch.utils.data.Dataset):
         return itertools.chain(range(index + 1, end), range(start, index), range(end, len(self)), range(start))
 
     def _make_sample(self, record: dict[str, Any]) -> dict[str, Any]:
+        sample, generator = self._prepare_images(record)
         study_id, report = record["study_id"], record["report"]
-        images = {name: _read_view(record, name) for name in self.views}
-        generator = sample_generator(self.seed, int(self._epoch), study_id)
-        sample = self.transform(images, generator)
         if self.transform.do_augment:
             report = shuffle_sentences(report, generator)
         mask_seed, patch_seed = torch.randint(2**62, (2,), generator=generator).tolist()
         seeds = {"mask_seed": mask_seed, "patch_seed": patch_seed}
         return {**sample, **seeds, "study_id": study_id, "report": report, "skipped": []}
+
+    def _prepare_images(self, record: dict[str, Any]) -> tuple[dict[str, torch.Tensor], torch.Generator]:
+        """The tensors of the study, and its random source as they left it."""
+        images = {name: _read_view(record, name) for name in self.views}
+        generator = sample_generator(self.seed, int(self._epoch), record["study_id"])
+        return self.transform(images, generator), generator
 
     def _count_row_groups(self) -> list[int]:
         ends = np.cumsum(self.records.row_groups)
@@ -178,18 +186,18 @@ class AltaCollator:
             - **input_ids**, **attention_mask** (`torch.LongTensor` of shape `(batch, num_tokens)`) -- the reports,
               padded to the longest of the batch.
             - **masked_input_ids**, **labels** (`torch.LongTensor` of the same shape) -- see `mask_report`.
-            - **pixel_values** (`torch.FloatTensor` of shape `(batch, 4, 3, image_size, image_size)`)
+            - **pixel_values** (`torch.FloatTensor` of shape `(batch, 4, 1, image_size, image_size)`)
             - **view_mask** (`torch.BoolTensor` of shape `(batch, 4)`)
-            - **target_pixel_values** (`torch.FloatTensor` of shape `(batch, 3, target_size, target_size)`)
+            - **target_pixel_values** (`torch.FloatTensor` of shape `(batch, 1, target_size, target_size)`)
             - **noise** (`torch.FloatTensor` of shape `(batch, 4, num_patches)`) -- decides the masked patches.
             - **study_id** (`list[str]`)
             - **skipped** (`list[str]`) -- `"study id: reason"` of the studies that others stand in for.
         """
         batch = encode_reports(self.tokenizer, samples, self.max_report_length, self.report_mask_ratio)
         for name in ("pixel_values", "view_mask", "target_pixel_values"):
-            batch[name] = torch.stack([sample[name] for sample in samples])
+            batch[name] = stack_images([sample[name] for sample in samples])
         batch["noise"] = draw_noise(samples, len(VIEW_NAMES), self.num_patches)
-        return {**batch, **_tell_studies(samples)}
+        return {**batch, **tell_studies(samples)}
 
 
 class MrmCollator:
@@ -214,8 +222,8 @@ class MrmCollator:
         Returns:
             `dict` with
             - **masked_input_ids**, **attention_mask**, **labels** (`torch.LongTensor` of shape `(batch, num_tokens)`)
-            - **pixel_values** (`torch.FloatTensor` of shape `(batch, 3, image_size, image_size)`)
-            - **target_pixel_values** (`torch.FloatTensor` of shape `(batch, 3, target_size, target_size)`)
+            - **pixel_values** (`torch.FloatTensor` of shape `(batch, 1, image_size, image_size)`)
+            - **target_pixel_values** (`torch.FloatTensor` of shape `(batch, 1, target_size, target_size)`)
             - **noise** (`torch.FloatTensor` of shape `(batch, num_patches)`) -- decides the masked patches.
             - **study_id**, **skipped** (`list[str]`) -- see [`AltaCollator`].
 
@@ -227,10 +235,10 @@ class MrmCollator:
             raise ValueError(f"`samples` must all have a `current_frontal`, got the studies {absent} without one.")
         batch = encode_reports(self.tokenizer, samples, self.max_report_length, self.report_mask_ratio)
         del batch["input_ids"]
-        batch["pixel_values"] = torch.stack([sample["pixel_values"][0] for sample in samples])
-        batch["target_pixel_values"] = torch.stack([sample["target_pixel_values"] for sample in samples])
+        batch["pixel_values"] = stack_images([sample["pixel_values"][0] for sample in samples])
+        batch["target_pixel_values"] = stack_images([sample["target_pixel_values"] for sample in samples])
         batch["noise"] = draw_noise(samples, 1, self.num_patches).squeeze(1)
-        return {**batch, **_tell_studies(samples)}
+        return {**batch, **tell_studies(samples)}
 
 
 def encode_reports(
@@ -267,6 +275,11 @@ def encode_reports(
     }
 
 
+def stack_images(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Stack tensors; in a worker right into the memory that it shares, which `torch.stack` would have copied again."""
+    return default_collate(tensors)
+
+
 def draw_noise(samples: list[dict[str, Any]], num_views: int, num_patches: int) -> torch.Tensor:
     """The noise that decides which patches are masked, each study's from its own seed, so that it does not depend on
     how studies are put into batches.
@@ -282,16 +295,17 @@ def draw_noise(samples: list[dict[str, Any]], num_views: int, num_patches: int) 
     return torch.stack([torch.rand(num_views, num_patches, generator=generator) for generator in generators])
 
 
-def _tell_studies(samples: list[dict[str, Any]]) -> dict[str, list[str]]:
+def tell_studies(samples: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """`study_id` of every sample of a batch, and `skipped`: what some of them stand in for."""
     skipped = [line for sample in samples for line in sample["skipped"]]
     return {"study_id": [sample["study_id"] for sample in samples], "skipped": skipped}
 
 
-def _check_records(records: datasets.Dataset | RecordStream, views: Sequence[str]) -> None:
+def _check_records(records: datasets.Dataset | RecordStream, column: str, views: Sequence[str]) -> None:
     unknown = [name for name in views if name not in VIEW_NAMES]
     if unknown:
         raise ValueError(f"`views` must be out of {list(VIEW_NAMES)}, got {unknown}.")
-    missing = [name for name in ("study_id", "report", *views) if name not in records.column_names]
+    missing = [name for name in ("study_id", column, *views) if name not in records.column_names]
     if missing:
         raise ValueError(f"`records` must have the columns {missing}, got {records.column_names}.")
 
@@ -324,4 +338,6 @@ __all__ = [
     "draw_noise",
     "encode_reports",
     "sample_generator",
+    "stack_images",
+    "tell_studies",
 ]

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,13 @@ from processing.batch_order import BatchOrder
 from processing.training_batch import TrainingStudies
 
 
-__all__ = ["TrainingLoader", "make_training_loader"]
+__all__ = ["DeadWorkerError", "TrainingLoader", "make_training_loader"]
 
 TIMEOUT = 600.0
+
+
+class DeadWorkerError(RuntimeError):
+    """A worker was killed, or gave no batch in time. What was trained so far stands; a new iterator can go on."""
 
 
 def make_training_loader(
@@ -46,7 +51,7 @@ def make_training_loader(
         batch_sampler=order,
         collate_fn=collator,
         num_workers=num_workers,
-        pin_memory=torch.accelerator.is_available(),
+        pin_memory=torch.cuda.is_available(),
         **workers,
     )
 
@@ -56,15 +61,16 @@ class TrainingLoader(DataLoader):
     A `DataLoader` that tells the death of a worker where a batch is taken, never in the middle of a training step.
 
     Each `iter(loader)` starts workers of its own, which read the epoch of the studies and the place of the order as
-    they are then; so does a new one after a worker died. A worker that was killed, or that gives no batch in time, is
-    a `RuntimeError` that says so. A worker computes with one thread.
+    they are then; so does a new one after a worker died. A worker computes with one thread.
+
+    Raises:
+        [`DeadWorkerError`]: a `RuntimeError` that says which worker was killed, or that none gave a batch in time.
     """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         batches = super().__iter__()
         take = WATCH.take if self.num_workers and WATCH.install() else next
-        while (batch := take(batches, None)) is not None:
-            yield batch
+        return iter(partial(take, batches, None), None)
 
 
 class WorkerWatch:
@@ -94,6 +100,11 @@ class WorkerWatch:
         try:
             self.raise_if_dead(signal.SIGCHLD, None)  # for what happened since the last batch
             return next(batches, default)
+        except RuntimeError as error:
+            # An error inside a worker's own code comes as "Caught ... in DataLoader worker".
+            if not str(error).startswith("DataLoader "):
+                raise
+            raise DeadWorkerError(str(error)) from error
         finally:
             self.is_waiting = False
 

@@ -9,13 +9,16 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from modeling_alta import AltaConfig
+from modeling_alta.classification_alta import PROBLEM_TYPES
+from processing.label_batch import UNLABELLED_AS
 
 
 AT_LEAST_ONE = (
     *("batch_size", "gradient_accumulation_steps", "num_epochs"),
     *("log_every", "keep_checkpoints", "validation_studies"),
 )
-STAGES = ("mrm", "alta", "adapt")
+STAGES = ("mrm", "alta", "adapt", "classify")
+TUNINGS = ("full", "adapter", "linear_probe")
 
 
 @dataclass
@@ -25,16 +28,22 @@ class TrainArguments:
 
     Args:
         stage (`str`): `"mrm"`, masked record modelling of single frontals; `"alta"`, adapters over a frozen base; or
-            `"adapt"`, a new adapter over a trained model, for another hospital.
+            `"adapt"`, a new adapter over a trained model, for another hospital; or `"classify"`, a classifier of the
+            records' labels over a trained tower.
         records (`str`): folder or Hub id of study records.
         output_dir (`str`): folder of the run.
         text_encoder (`str`): folder of a vocabulary and a BERT; the stage `mrm` reads its vocabulary alone.
         mae (`str`): MAE weights that start the vision tower of `mrm`; random weights by default.
         mrm (`str`): `MRM.pth`, or the folder that an `mrm` run wrote, which starts `alta` with `text_encoder`.
-        base (`str`): a converted base, or a full model to put a new adapter over, which starts `alta` instead.
+        base (`str`): a converted base, or a full model to put a new adapter over, which starts `alta` instead; in
+            `classify` a full model, a base, or what an `mrm` run wrote.
         adapter (`str`): a trained adapter over `base`; `adapt` starts the new adapter as a copy of it.
         model (`dict`): fields of `AltaConfig`.
         peft (`dict`): `peft_type` and fields of its PEFT config.
+        tuning (`str`): what trains in `classify`: `"full"`, `"adapter"` (by `peft`) or `"linear_probe"`.
+        labels (`list[str]`): what `classify` tells apart, by default every label of the split in sorted order.
+        problem_type (`str`): `"multi_label_classification"` or `"single_label_classification"`.
+        unlabelled (`str`): a study without labels is `"left_out"`, or `"negative"` for all of them.
         vision_heads, decoder_heads (`int`): of a published `MRM.pth`.
         split (`str`): split of the records to train on.
         streaming (`bool`): read the records from their shards while training, instead of preparing the split first.
@@ -63,8 +72,8 @@ class TrainArguments:
         validation_split (`str`): split to validate on.
         validation_studies (`int`): the first so many of it.
         validation_prompts (`str`): JSON file of prompts, such as `eval/prompts/covid_cxr.json`, for zero-shot figures.
-        best_metric (`str`): figure of the validation by which `best/` is chosen: by default the loss in `mrm`, and
-            `text_to_image_recall_at_5` else.
+        best_metric (`str`): figure of the validation by which `best/` is chosen: by default the loss in `mrm`,
+            `macro_auroc` in `classify`, and `text_to_image_recall_at_5` else.
 
     Raises:
         ValueError: for a value out of range, or stages that lack what starts them.
@@ -80,6 +89,10 @@ class TrainArguments:
     adapter: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     peft: dict[str, Any] = field(default_factory=lambda: {"peft_type": "ALTA_ADAPTER"})
+    tuning: str = "adapter"
+    labels: list[str] | None = None
+    problem_type: str = "multi_label_classification"
+    unlabelled: str = "left_out"
     vision_heads: int | None = None
     decoder_heads: int = 6
     split: str = "train"
@@ -113,6 +126,9 @@ class TrainArguments:
 
     def __post_init__(self):
         _check_one_of("stage", self.stage, STAGES)
+        _check_one_of("tuning", self.tuning, TUNINGS)
+        _check_one_of("problem_type", self.problem_type, PROBLEM_TYPES)
+        _check_one_of("unlabelled", self.unlabelled, UNLABELLED_AS)
         _check_one_of("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
@@ -144,10 +160,10 @@ class TrainArguments:
             raise ValueError(
                 f"`micro_batch_size` must divide `batch_size` {self.batch_size}, got {self.micro_batch_size}."
             )
-        if self.stage == "mrm":
+        if self.stage in ("mrm", "classify"):
             raise ValueError(
-                "`micro_batch_size` is for contrast, which the stage mrm has none of: take a smaller `batch_size` and "
-                f"`gradient_accumulation_steps` instead, got {self.micro_batch_size}."
+                f"`micro_batch_size` is for contrast, which the stage {self.stage} has none of: take a smaller "
+                f"`batch_size` and `gradient_accumulation_steps` instead, got {self.micro_batch_size}."
             )
 
     def _check_start(self):
@@ -155,8 +171,8 @@ class TrainArguments:
             raise ValueError("`text_encoder` must be the folder of a vocabulary and a BERT, got none.")
         if self.stage == "alta" and (self.mrm is None) == (self.base is None):
             raise ValueError(f"`mrm` or `base` must start the stage alta, got mrm={self.mrm} and base={self.base}.")
-        if self.stage == "adapt" and self.base is None:
-            raise ValueError("`base` must be the model that the stage adapt puts a new adapter over, got none.")
+        if self.stage in ("adapt", "classify") and self.base is None:
+            raise ValueError(f"`base` must be the trained model that the stage {self.stage} starts from, got none.")
         if self.adapter is not None and self.base is None:
             raise ValueError(f"`base` must be the model under `adapter` {self.adapter}, got none.")
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eval.bootstrap import auroc_interval, share_interval
+from eval.bootstrap import auroc_interval, average_precision_interval, share_interval
 
 
 def test_interval_of_a_share_is_close_to_the_normal_one():
@@ -49,3 +49,25 @@ def test_auroc_of_few_positives_or_without_spread_has_no_interval():
     assert auroc_interval(scores, truth) is None  # the classes are apart in every resample
     assert auroc_interval(np.r_[scores[:14], 5, 7.5, 8, 9.5], np.arange(18) >= 14) is None  # four positives
     assert auroc_interval(np.r_[scores[:14], 5, 7.5, 8, 9.5, 2], np.arange(19) >= 14) is not None
+
+
+def test_average_precision_interval_holds_the_figure_and_narrows_with_more_studies():
+    scores, truth = _scores(2000)
+    few, many = average_precision_interval(scores[:60], truth[:60]), average_precision_interval(scores, truth)
+    assert many[0] < average_precision_score(truth, scores) < many[1]
+    assert many[1] - many[0] < (few[1] - few[0]) / 2
+
+
+def test_average_precision_of_each_resample_is_that_of_scikit_learn():
+    scores, truth = _scores(40)
+    groups, rng = [scores[truth], scores[~truth]], np.random.default_rng(7)
+    values = []
+    for _ in range(50):
+        resample = np.r_[tuple(rng.choice(group, group.size) for group in groups)]
+        values.append(average_precision_score(np.arange(40) < truth.sum(), resample))
+    expected = np.quantile(values, (0.025, 0.975)).tolist()
+    assert average_precision_interval(scores, truth, 50, seed=7) == pytest.approx(expected)
+
+
+def test_average_precision_of_few_positives_has_no_interval():
+    assert average_precision_interval(np.arange(20.0), np.arange(20) >= 16) is None

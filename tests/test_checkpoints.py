@@ -134,6 +134,13 @@ def test_a_checkpoint_of_another_run_is_an_error_that_names_the_difference(mrm_r
         train(work, "alta", "other", resume=f"{run}/checkpoints/step_00000006", **settings)
 
 
+def test_a_stream_goes_on_with_as_many_workers_only(mrm_run, work):
+    run = train(work, "alta", "stream", checkpoint_every=6, streaming=True)
+    checkpoint = f"{run}/checkpoints/step_00000006"
+    with pytest.raises(ValueError, match=r"`processes and workers of the stream` was \[1, 0\] and is \[1, 1\] now"):
+        train(work, "alta", "stream", streaming=True, num_workers=1, resume=checkpoint)
+
+
 def test_resume_from_a_folder_that_is_not_there_is_an_error(mrm_run, work):
     with pytest.raises(FileNotFoundError, match="`resume` must be 'latest' or a checkpoint folder, got nowhere"):
         train(work, "alta", "nothing", resume="nowhere")

@@ -29,12 +29,14 @@ def training_processes(launcher, num_processes: int) -> list[psutil.Process]:
 def test_sigterm_ends_a_run_with_a_checkpoint_and_success_and_it_goes_on_exactly(
     mrm_run, work, tmp_path, num_processes
 ):
-    settings = settings_of(work, "alta", batch_size=8 // num_processes, num_epochs=4, schedule_epochs=4)
+    settings = settings_of(work, "alta", batch_size=8 // num_processes, num_epochs=4, schedule_epochs=4, num_workers=1)
     recipe = write_recipe(tmp_path / "recipe.yaml", settings | {"output_dir": f"{tmp_path}/run"})
     process = start_training(recipe, num_processes=num_processes)
     wait_for_step(process, tmp_path / "run", 3)
-    # A scheduler may reach one process before the others: they all stop at the same step.
-    training_processes(process, num_processes)[-1].send_signal(signal.SIGTERM)
+    # A scheduler may reach one process before the others: they all stop at the same step. It reaches workers as well.
+    trainer = training_processes(process, num_processes)[-1]
+    for reached in (trainer, *trainer.children()):
+        reached.send_signal(signal.SIGTERM)
     assert "Stopped by SIGTERM after step" in finish(process)
     assert not (tmp_path / "run" / "metrics.json").exists()
     finish(start_training(recipe, "resume=latest", num_processes=num_processes))

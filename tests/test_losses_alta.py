@@ -6,14 +6,14 @@ import torch
 from conftest import ROOT, make_batch, make_config, randomise
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from modeling_alta import AltaForPreTraining, losses_alta
+from modeling_alta import AltaForPreTraining, similarity_alta
 from modeling_alta.losses_alta import (
     global_contrastive_loss,
     image_reconstruction_loss,
     local_contrastive_loss,
-    local_similarity,
     masked_report_loss,
 )
+from modeling_alta.similarity_alta import local_similarity
 
 
 SCALES = tuple(torch.tensor(value) for value in (2.0, 3.0, 5.0))
@@ -48,16 +48,35 @@ def test_local_similarity_is_its_definition_word_by_word():
     torch.testing.assert_close(local_similarity(*inputs, *SCALES[:2]), similarity_by_loop(*inputs, *SCALES[:2]))
 
 
-def test_local_similarity_in_chunks_gives_the_same_values_and_gradients(monkeypatch):
+@pytest.mark.parametrize("block_scores", [1, 40, 100, 2**20])
+def test_gradients_of_the_local_similarity_are_those_of_its_definition_in_blocks_of_any_size(
+    monkeypatch, block_scores
+):
+    monkeypatch.setattr(similarity_alta, "CPU_BLOCK_SCORES", block_scores)
     words, word_mask, patches, patch_mask = local_inputs()
     results = []
-    for limit in (2**26, 1):
-        monkeypatch.setattr(losses_alta, "LOCAL_SCORES_LIMIT", limit)
-        w, p = words.clone().requires_grad_(), patches.clone().requires_grad_()
-        similarity = local_similarity(w, word_mask, p, patch_mask, *SCALES[:2])
+    for similarity_of in (local_similarity, similarity_by_loop):
+        trained = [value.clone().requires_grad_() for value in (words, patches, *SCALES[:2])]
+        similarity = similarity_of(trained[0], word_mask, trained[1], patch_mask, *trained[2:])
         similarity.square().sum().backward()
-        results.append((similarity, w.grad, p.grad))
-    torch.testing.assert_close(results[0], results[1])
+        results.append((similarity, *(value.grad for value in trained)))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_gradients_of_the_local_similarity_are_its_slopes(monkeypatch, is_masked):
+    monkeypatch.setattr(similarity_alta, "CPU_BLOCK_SCORES", 40)
+    words, word_mask, patches, patch_mask = local_inputs()
+    word_mask, patch_mask = word_mask | (not is_masked), patch_mask | (not is_masked)
+    trained = [value.double().requires_grad_() for value in (words, patches, *SCALES[:2])]
+    assert torch.autograd.gradcheck(lambda w, p, *s: local_similarity(w, word_mask, p, patch_mask, *s), trained)
+
+
+def test_local_similarity_of_as_many_reports_as_come_to_a_process():
+    words, word_mask, patches, patch_mask = local_inputs()
+    whole = local_similarity(words, word_mask, patches, patch_mask, *SCALES[:2])
+    part = local_similarity(words[:2], word_mask[:2], patches, patch_mask, *SCALES[:2])
+    torch.testing.assert_close(part, whole[:2])
 
 
 def test_local_loss_is_symmetric_cross_entropy_of_the_scaled_similarity():
@@ -97,16 +116,15 @@ def test_global_loss_runs_in_float32_under_autocast():
         assert global_contrastive_loss(images, texts, torch.tensor(50.0)) == expected
 
 
-def test_image_loss_counts_masked_patches_only():
+def test_image_loss_is_the_mean_over_all_patches_of_the_batch():
     predicted, target = torch.zeros(1, 2, 4), torch.tensor([[[1.0] * 4, [3.0] * 4]])
-    mask = torch.tensor([[0.0, 1.0]])
-    assert image_reconstruction_loss(predicted, target, mask, norm_pix_loss=False) == 9
+    assert image_reconstruction_loss(predicted, target, norm_pix_loss=False) == 5
 
 
 def test_image_loss_normalises_patches_by_their_unbiased_variance():
     # Mean 1 and unbiased variance 2 of (0, 2): the target is ∓1/√2, so a prediction of 0 costs 1/2.
     target = torch.tensor([[[0.0, 2.0]]])
-    loss = image_reconstruction_loss(torch.zeros(1, 1, 2), target, torch.ones(1, 1), norm_pix_loss=True)
+    loss = image_reconstruction_loss(torch.zeros(1, 1, 2), target, norm_pix_loss=True)
     torch.testing.assert_close(loss, torch.tensor(0.5))
 
 

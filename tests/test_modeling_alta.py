@@ -1,10 +1,20 @@
+import warnings
+
 import pytest
 import torch
 from conftest import make_batch, make_config
+from peft import get_peft_model
 
-from modeling_alta import AltaConfig, AltaForPreTraining, AltaModel
+from modeling_alta import AltaAdapterConfig, AltaConfig, AltaForMaskedRecordModeling, AltaForPreTraining, AltaModel
+from modeling_alta.adapters_alta import cast_frozen_matrices
 from modeling_alta.modeling_alta import contrastive_losses
-from modeling_alta.vision_alta import mask_patches, patchify, sincos_position_embedding
+from modeling_alta.vision_alta import (
+    mask_patches,
+    patchify,
+    removed_patches,
+    sincos_position_embedding,
+    take_tokens,
+)
 
 
 LOSSES = ("global_contrastive_loss", "local_contrastive_loss", "image_reconstruction_loss", "masked_report_loss")
@@ -108,7 +118,7 @@ def test_views_and_times_are_told_apart(tiny_pretraining_model, tiny_batch):
     [
         ((2, 4, 3, 30, 32), None, r"`pixel_values` must have shape \(batch, 4, 3, 32, 32\).*got \(2, 4, 3, 30, 32\)"),
         ((2, 3, 3, 32, 32), None, r"got \(2, 3, 3, 32, 32\)"),
-        ((2, 1, 32, 32), None, r"got \(2, 1, 1, 32, 32\)"),
+        ((2, 2, 32, 32), None, r"got \(2, 1, 2, 32, 32\)"),
         ((2, 4, 3, 32, 32), [[True] * 3] * 2, r"`view_mask` must have shape \(2, 4\), got \(2, 3\)"),
         (
             (2, 4, 3, 32, 32),
@@ -174,24 +184,72 @@ def test_batches_of_any_size_and_length_train(tiny_pretraining_model, num_studie
 
 def test_a_batch_without_any_current_frontal_trains(tiny_pretraining_model, tiny_batch):
     tiny_batch["view_mask"] = torch.tensor([[False, True, False, False]]).expand(4, -1)
-    output = tiny_pretraining_model(**tiny_batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output = tiny_pretraining_model(**tiny_batch)
     output.loss.backward()
     assert output.image_reconstruction_loss == 0
     assert tiny_pretraining_model.image_decoder.predict.weight.grad is not None
 
 
-def test_gradient_checkpointing_covers_the_vision_tower_and_changes_nothing(tiny_pretraining_model, tiny_batch):
-    model = tiny_pretraining_model
-    model.vision_model.train()
-    model(**tiny_batch).loss.backward()
-    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+def count_saved_elements(model, batch) -> tuple[int, dict[str, torch.Tensor]]:
+    """Elements that a forward and backward pass keeps for its gradients, and these."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda t: t):
+        loss = model(**batch).loss
     model.zero_grad()
+    loss.backward()
+    return sum(sizes), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("part", ["vision_model.blocks", "image_decoder.blocks", "text_model.encoder.layer"])
+def test_gradient_checkpointing_of_each_tower_keeps_less_and_changes_nothing(tiny_pretraining_model, tiny_batch, part):
+    model = tiny_pretraining_model
+    whole, expected = count_saved_elements(model, tiny_batch)
     model.activation_checkpointing_enable()
-    assert model.vision_model.gradient_checkpointing
-    model(**tiny_batch).loss.backward()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, expected[name])
+    for name, module in model.named_modules():
+        # Layers checkpoint in training only, and here without dropout.
+        module.training = ".".join(name.split(".")[:-1]) == part
+    less, gradients = count_saved_elements(model, tiny_batch)
+    assert less < whole
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_gradient_checkpointing_runs_the_adapters_again(tiny_base, tiny_batch):
+    model = get_peft_model(tiny_base, AltaAdapterConfig())
+    model.activation_checkpointing_enable()
+    model.train()
+    calls = []
+    layer = model.base_model.model.vision_model.blocks[0].mlp.alta_adapter_down["default"]
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    model(pixel_values=tiny_batch["pixel_values"]).image_embeds.sum().backward()
+    assert len(calls) == 2
+
+
+def test_frozen_matrices_in_bfloat16_change_nothing_under_autocast(tiny_pretraining_model, tiny_batch):
+    results = []
+    for is_cast in (False, True):
+        if is_cast:
+            cast_frozen_matrices(tiny_pretraining_model, torch.bfloat16)
+        tiny_pretraining_model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = tiny_pretraining_model(**tiny_batch).loss
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in tiny_pretraining_model.named_parameters() if p.grad is not None}
+        results.append((loss.detach(), gradients))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert tiny_pretraining_model.vision_model.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in tiny_pretraining_model.parameters() if p.requires_grad)
+
+
+def test_decoder_predicts_chosen_patches_as_among_all(tiny_pretraining_model, tiny_batch):
+    vision = tiny_pretraining_model(**tiny_batch).vision_model_output
+    tokens, ids_restore = vision.last_hidden_state[:, 0], vision.ids_restore[:, 0]
+    removed = removed_patches(ids_restore, 4)
+    assert torch.equal(torch.zeros_like(vision.mask[:, 0]).scatter(1, removed, 1), vision.mask[:, 0])
+    decoder = tiny_pretraining_model.image_decoder
+    expected = take_tokens(decoder(tokens, ids_restore), removed)
+    torch.testing.assert_close(decoder(tokens, ids_restore, removed), expected)
 
 
 def test_model_survives_save_and_load_bit_for_bit(tiny_pretraining_model, tiny_batch, tmp_path):
@@ -204,6 +262,16 @@ def test_model_survives_save_and_load_bit_for_bit(tiny_pretraining_model, tiny_b
     torch.testing.assert_close(
         loaded.get_image_features(*pixels), tiny_pretraining_model.get_image_features(*pixels), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("model_class", [AltaModel, AltaForPreTraining, AltaForMaskedRecordModeling])
+def test_a_loaded_model_keeps_frozen_what_a_new_one_does(model_class, tmp_path):
+    model = model_class(make_config(use_adapters=False))
+    model.save_pretrained(tmp_path)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    loaded = model_class.from_pretrained(tmp_path)
+    assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen
+    assert {"vision_model.pos_embed", "vision_model.missing_token"} <= frozen
 
 
 def test_a_checkpoint_of_another_size_is_an_error(tiny_base, tmp_path):
@@ -267,3 +335,10 @@ def test_embeddings_joined_from_parts_give_the_contrast_of_the_whole_batch(tiny_
     torch.testing.assert_close(part.loss, part.image_reconstruction_loss + part.masked_report_loss)
     expected = torch.stack([whole.global_contrastive_loss, whole.local_contrastive_loss])
     torch.testing.assert_close(torch.stack(contrastive_losses(part)), expected)
+
+
+def test_one_channel_stands_for_all_three(tiny_pretraining_model, tiny_batch):
+    grey = tiny_batch | {name: tiny_batch[name][..., :1, :, :] for name in ("pixel_values", "target_pixel_values")}
+    colours = {name: grey[name].expand_as(tiny_batch[name]) for name in ("pixel_values", "target_pixel_values")}
+    expected = tiny_pretraining_model(**tiny_batch | colours).loss
+    torch.testing.assert_close(tiny_pretraining_model(**grey).loss, expected)

@@ -4,8 +4,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
+from conftest import make_batch
+from repositories import make_adapter, make_base, make_full, make_processor
 
-from eval.protocol import describe_run, preprocessing_sha256, study_ids_sha256, write_json
+from eval.protocol import describe_run, load_model, preprocessing_sha256, study_ids_sha256, write_json
+from modeling_alta.export_alta import export_adapter, export_full
+from modeling_alta.fold_alta import AltaFoldedModel
 from tests.fake_model import FakeProcessor
 
 
@@ -35,3 +40,21 @@ def test_figure_that_is_not_a_number_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="Out of range float"):
         write_json({"value": float("nan")}, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_full_model_is_evaluated_in_its_inference_form(tmp_path):
+    model, batch = make_full(), make_batch()
+    export_full(model, make_processor(), tmp_path)
+    loaded, _ = load_model(str(tmp_path))
+    expected = model.get_image_features(batch["pixel_values"], batch["view_mask"])
+    assert isinstance(loaded, AltaFoldedModel)
+    torch.testing.assert_close(
+        loaded.get_image_features(batch["pixel_values"], batch["view_mask"]), expected, rtol=0, atol=1e-5
+    )
+
+
+def test_adapter_over_a_base_is_evaluated_as_it_is(tmp_path):
+    export_full(make_base(), make_processor(), tmp_path / "base")
+    export_adapter(make_adapter(), make_processor(), tmp_path / "adapter", base=tmp_path / "base")
+    loaded, _ = load_model(str(tmp_path / "adapter"))
+    assert loaded.peft_config and not isinstance(loaded, AltaFoldedModel)

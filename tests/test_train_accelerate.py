@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 from peft import PeftModel
+from safetensors.torch import load_file
 from trained import finish, losses_of, settings_of, start_training, train, write_recipe
 
 from modeling_alta import AltaForMaskedRecordModeling, AltaForPreTraining, AltaModel, AltaProcessor
@@ -104,6 +105,16 @@ def test_bfloat16_trains_to_nearly_the_same_losses(mrm_run, work, missing_views)
     )
     assert [row["loss"] for row in half] == pytest.approx([row["loss"] for row in full], rel=0.02)
     assert half != full
+
+
+def test_bfloat16_leaves_the_frozen_weights_of_the_exported_model_as_they_were(mrm_run, work):
+    peft = {"peft_type": "LORA", "target_modules": ["qkv", "query"], "modules_to_save": ["image_projection"]}
+    for name, settings in (("adapters_bf16", {}), ("lora_bf16", {"peft": peft})):
+        run = train(work, "alta", name, mixed_precision="bf16", num_epochs=1, validate_every=2, **settings)
+        full, base = (load_file(run / folder / "model.safetensors") for folder in ("full", "base"))
+        assert all(value.dtype == torch.float32 for value in full.values())
+        name = "text_model.encoder.layer.0.attention.self.key.weight"
+        assert torch.equal(full[name], base[name])
 
 
 def test_gradient_checkpointing_trains_to_the_same_losses(mrm_run, work):

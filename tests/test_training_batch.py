@@ -68,7 +68,7 @@ def test_a_batch_has_everything_that_pretraining_takes():
     batch = collate(studies[0], studies[1])
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(batch).items()}
     text = dict.fromkeys(["input_ids", "attention_mask", "masked_input_ids", "labels"], (2, 13))
-    images = {"pixel_values": (2, 4, 3, 32, 32), "view_mask": (2, 4), "target_pixel_values": (2, 3, 64, 64)}
+    images = {"pixel_values": (2, 4, 1, 32, 32), "view_mask": (2, 4), "target_pixel_values": (2, 1, 64, 64)}
     assert shapes == text | images | {"noise": (2, 4, 16)}
     assert (batch["study_id"], batch["skipped"]) == (["s0", "s1"], [])
     assert batch["view_mask"].tolist() == [[True] * 4, [False, True, False, False]]
@@ -175,7 +175,7 @@ def test_mrm_batches_hold_current_frontals_alone():
     batch = collate_frontals(studies[0])
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(batch).items()}
     text = dict.fromkeys(["masked_input_ids", "attention_mask", "labels"], (1, 100))
-    images = {"pixel_values": (1, 3, 32, 32), "target_pixel_values": (1, 3, 64, 64), "noise": (1, 16)}
+    images = {"pixel_values": (1, 1, 32, 32), "target_pixel_values": (1, 1, 64, 64), "noise": (1, 16)}
     assert shapes == text | images
     torch.testing.assert_close(batch["pixel_values"], studies[0]["pixel_values"][:1])
     assert collate_frontals(studies[0], max_report_length=20)["labels"].shape == (1, 20)

@@ -10,7 +10,7 @@ from test_training_batch import TOKENIZER, make_record, make_stream, make_studie
 from processing.augmentation import StudyTransform
 from processing.batch_order import BatchOrder
 from processing.training_batch import AltaCollator, TrainingStudies
-from processing.training_loader import make_training_loader
+from processing.training_loader import DeadWorkerError, make_training_loader
 
 
 NAMES = [f"s{index}" for index in range(21)]
@@ -57,7 +57,7 @@ def test_a_killed_worker_is_an_error_and_a_new_iterator_goes_on_with_the_missing
     worker = multiprocessing.active_children()[0]
     worker.kill()
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # no error here, where a training step would be
-    with pytest.raises(RuntimeError, match=r"DataLoader worker .*is killed by signal"):
+    with pytest.raises(DeadWorkerError, match=r"DataLoader worker .*is killed by signal"):
         done.extend(batch["study_id"] for batch in batches)
     loader.batch_sampler.set_place(0, len(done))
     assert done + [batch["study_id"] for batch in loader] == whole
@@ -65,8 +65,15 @@ def test_a_killed_worker_is_an_error_and_a_new_iterator_goes_on_with_the_missing
 
 def test_a_worker_that_hangs_is_an_error_after_the_timeout(stream, monkeypatch):
     monkeypatch.setattr(AltaCollator, "__call__", lambda *args: signal.pause())
-    with pytest.raises(RuntimeError, match="DataLoader timed out after 1 seconds"):
+    with pytest.raises(DeadWorkerError, match="DataLoader timed out after 1 seconds"):
         next(iter(make_loader(stream, 1, timeout=1)))
+
+
+def test_an_error_of_the_collator_in_a_worker_is_no_dead_worker(stream, monkeypatch):
+    monkeypatch.setattr(AltaCollator, "__call__", lambda *args: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size") as caught:
+        next(iter(make_loader(stream, 1)))
+    assert not isinstance(caught.value, DeadWorkerError)
 
 
 def test_an_order_that_does_not_fit_is_an_error(stream):

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_config, get_peft_model
 from torch import nn
 
 from eval.embeddings import embed_studies, embed_texts
-from eval.prompts import load_prompts
+from eval.prompts import PromptSet, load_prompts
 from eval.retrieval import retrieval_metrics
 from eval.zero_shot import zero_shot_metrics, zero_shot_scores
 from modeling_alta import AltaConfig, AltaForPreTraining, AltaOutput, AltaProcessor
@@ -20,7 +20,8 @@ from processing.study_records import load_study_records
 from processing.training_batch import AltaCollator, TrainingStudies
 from recipes.recipe import TrainArguments
 from training.run import Run
-from training.stage import Records, Stage, study_transform
+from training.shares import share_between_processes
+from training.stage import Records, Stage, base_folder, study_transform
 
 
 NO_BOOTSTRAP = {"bootstrap_samples": 1}
@@ -54,17 +55,19 @@ class AltaStage(Stage):
 
     def validate(self, run: Run) -> dict[str, float]:
         records = validation_records(run.args)
-        model = StudyAndTextEmbedder(run)
-        images = embed_shared(run, records, lambda part: embed_studies(model, run.processor, part, progress=False))
         reports = [record["report"] for record in records]
-        texts = embed_shared(run, reports, lambda part: embed_texts(model, run.processor, part, progress=False))
+        model = StudyAndTextEmbedder(run)
+
+        def embed(items: list[Any]) -> torch.Tensor:
+            embed_items = embed_texts if isinstance(items[0], str) else embed_studies
+            return embed_items(model, run.processor, items, progress=False)
+
+        images, texts = (share_between_processes(run, items, embed) for items in (records, reports))
         figures = flat_recalls(retrieval_metrics(images, texts, reports, **NO_BOOTSTRAP))
         if run.args.validation_prompts:
             prompts = load_prompts(run.args.validation_prompts)
-            embeds = embed_shared(
-                run, prompts.texts, lambda part: embed_texts(model, run.processor, part, progress=False)
-            )
-            figures |= zero_shot_aurocs(images, embeds, prompts, [record["labels"] for record in records])
+            of_text = dict(zip(prompts.texts, share_between_processes(run, prompts.texts, embed), strict=True))
+            figures |= zero_shot_aurocs(images, of_text, prompts, [record["labels"] for record in records])
         return figures
 
     def export(self, run: Run, model: PeftModel, folder: Path) -> None:
@@ -109,13 +112,6 @@ def validation_records(args: TrainArguments) -> list[dict[str, Any]]:
     return list(records.select(chosen))
 
 
-def embed_shared(run: Run, items: list[Any], embed: Any) -> torch.Tensor:
-    """Embeddings of all items, of which every process makes its share."""
-    with run.accelerator.split_between_processes(items, apply_padding=True) as part:
-        embeds = embed(part).to(run.accelerator.device)
-    return run.accelerator.gather(embeds)[: len(items)].cpu()
-
-
 def flat_recalls(results: dict[str, Any]) -> dict[str, float]:
     """`<direction>_recall_at_<k>` and `<direction>_median_rank` of what `retrieval_metrics` gives."""
     return {
@@ -126,24 +122,18 @@ def flat_recalls(results: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def zero_shot_aurocs(images: torch.Tensor, embeds: torch.Tensor, prompts: Any, labels: list[Any]) -> dict[str, float]:
+def zero_shot_aurocs(
+    images: torch.Tensor, of_text: dict[str, torch.Tensor], prompts: PromptSet, labels: list[list[str]]
+) -> dict[str, float]:
     """`zero_shot_macro_auroc` and the AUROC of every label that the split allows."""
-    of_text = dict(zip(prompts.texts, embeds, strict=True))
-    scores = {
-        label: zero_shot_scores(images, *(torch.stack([of_text[text] for text in side]) for side in pair))
-        for label, pair in ((label, (pair.positive, pair.negative)) for label, pair in prompts.labels.items())
-    }
+    scores = {}
+    for label, pair in prompts.labels.items():
+        sides = (torch.stack([of_text[text] for text in side]) for side in (pair.positive, pair.negative))
+        scores[label] = zero_shot_scores(images, *sides)
     results = zero_shot_metrics(scores, labels, **NO_BOOTSTRAP)
     figures = {f"zero_shot_auroc/{label}": result["auroc"]["value"] for label, result in results["labels"].items()}
     macro = results["macro_auroc"]
     return figures | ({} if macro is None else {"zero_shot_macro_auroc": macro["value"]})
 
 
-def base_folder(args: TrainArguments) -> str:
-    """Where the frozen base lies: absolute for a folder, so that the adapter finds it from anywhere."""
-    if args.base is not None:
-        return str(Path(args.base).resolve()) if Path(args.base).exists() else args.base
-    return str(Path(args.output_dir, "base").resolve())
-
-
-__all__ = ["AltaStage", "base_folder"]
+__all__ = ["AltaStage"]

@@ -1,12 +1,10 @@
-"""The batches of an epoch from wherever the run stands, on the run's device."""
+"""The batches of an epoch from wherever the run stands."""
 
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from accelerate.utils import send_to_device
-
-from processing.training_loader import make_training_loader
+from processing.training_loader import DeadWorkerError, make_training_loader
 from training.run import Run
 
 
@@ -15,7 +13,7 @@ MAX_WORKER_DEATHS = 3
 
 def iterate_batches(run: Run) -> Iterator[dict[str, Any]]:
     """
-    The batches of the current epoch that are still to come, each once, whatever happens to the workers.
+    The batches of the current epoch that are still to come, on the host, each once, whatever happens to the workers.
 
     A worker that died (the kernel kills the largest process when memory runs out) is replaced, and the batches go on
     where they were.
@@ -31,11 +29,9 @@ def iterate_batches(run: Run) -> Iterator[dict[str, Any]]:
         try:
             for batch in make_training_loader(run.studies, run.order, run.collator, run.args.num_workers):
                 place, deaths = place + 1, 0
-                yield send_to_device(batch, run.accelerator.device, non_blocking=True)
-        except RuntimeError as error:
+                yield batch
+        except DeadWorkerError as error:
             deaths += 1
-            if "DataLoader worker" not in str(error):
-                raise
             if deaths == MAX_WORKER_DEATHS:
                 raise RuntimeError(
                     f"Workers died {deaths} times before batch {place} of epoch {epoch}: {error} Memory that runs out "

@@ -5,18 +5,22 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
+from modeling_alta.adapters_alta import cast_frozen_matrices
 from processing.batch_order import BatchOrder
 from recipes.recipe import TrainArguments
 from training.alta_stage import AltaStage
 from training.checkpoints import frozen_sha256, register_trained_weights
-from training.engines import check_engine, prepare_for_engine
+from training.classify_stage import ClassifyStage
+from training.engines import check_engine, holds_frozen_in_half, prepare_for_engine
 from training.mrm_stage import MrmStage
 from training.optimization import build_optimizer, build_scheduler
 from training.run import Run, TrainProgress
 from training.stage import base_config, training_records
 
 
-STAGES = {"mrm": MrmStage, "alta": AltaStage, "adapt": AltaStage}
+STAGES = {"mrm": MrmStage, "alta": AltaStage, "adapt": AltaStage, "classify": ClassifyStage}
+
+HALF_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_run(args: TrainArguments) -> Run:
@@ -35,6 +39,8 @@ def build_run(args: TrainArguments) -> Run:
     optimizer = build_optimizer(args, model, accelerator.num_processes)
     scheduler = build_scheduler(args, optimizer, len(order) // args.batches_per_step)
     register_trained_weights(accelerator, model)
+    if holds_frozen_in_half(accelerator):
+        cast_frozen_matrices(model, HALF_DTYPES[args.mixed_precision])
     model, optimizer = prepare_for_engine(args, accelerator, model, optimizer)
     progress = TrainProgress()
     accelerator.register_for_checkpointing(scheduler, progress)
@@ -92,7 +98,7 @@ def build_order(args: TrainArguments, accelerator: Accelerator, studies) -> Batc
 def compile_blocks(model: nn.Module) -> None:
     """Compile every transformer block alone: the blocks of a tower share one graph, and shapes may vary."""
     for module in model.modules():
-        if type(module).__name__ in ("Block", "BertLayer"):
+        if type(module).__name__ in ("AltaBlock", "BertLayer"):
             module.compile(dynamic=True)
 
 

@@ -78,4 +78,12 @@ def _set_deepspeed(args: TrainArguments, config: dict) -> None:
     config["torch_autocast"] = {"enabled": args.mixed_precision == "bf16", "dtype": "bfloat16"}
 
 
-__all__ = ["SHARDED", "check_engine", "prepare_for_engine", "without_exchange"]
+def holds_frozen_in_half(accelerator: Accelerator) -> bool:
+    """Whether frozen matrices lie in the precision of autocast, which spares their cast in every step.
+
+    Where parameters are sharded they keep one dtype.
+    """
+    return accelerator.mixed_precision in ("bf16", "fp16") and accelerator.distributed_type not in SHARDED
+
+
+__all__ = ["SHARDED", "check_engine", "holds_frozen_in_half", "prepare_for_engine", "without_exchange"]

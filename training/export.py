@@ -6,7 +6,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from training.checkpoints import frozen_sha256, put_weights, trained_weights
-from training.engines import SHARDED
+from training.engines import SHARDED, holds_frozen_in_half
 from training.run import Run
 from training.run_folder import write_metrics
 from training.validation import BEST_NAME, load_best
@@ -33,12 +33,12 @@ def export_run(run: Run, training: dict[str, float]) -> None:
 
 
 def _whole_model(run: Run) -> nn.Module:
-    """The model in one piece: of a sharded run, built anew.
+    """The model in one piece and full precision: built anew where the run holds it otherwise.
 
     Raises:
         RuntimeError: if what was built has other frozen weights than those that were trained over.
     """
-    if run.accelerator.distributed_type not in SHARDED:
+    if run.accelerator.distributed_type not in SHARDED and not holds_frozen_in_half(run.accelerator):
         return run.unwrapped
     # What no file starts is drawn again.
     set_seed(run.args.seed)

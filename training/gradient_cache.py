@@ -5,12 +5,13 @@ embeddings, and a second pass over the parts carries these into the weights (Gao
 Learning Batch Size under Memory Limited Setup", RepL4NLP 2021). The gradients are those of the batch in one piece.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -39,7 +40,7 @@ def backward_in_parts(
         accelerator (`Accelerator`): scales the losses and knows the other processes, each with as many parts.
         model (`nn.Module`): `AltaForPreTraining`, wrapped by PEFT and the engine.
         config (`AltaConfig`): whose weights of the losses count.
-        parts (`list[dict]`): inputs of the model.
+        parts (`list[dict]`): inputs of the model, on the host; each is on the device only while it is used.
         seed_forward (callable): called with the number of a part before each of its two passes, so that dropout and
             masks are the same in both.
         synchronize (callable): a context for the backward pass of a part, given whether it is the last one.
@@ -48,25 +49,26 @@ def backward_in_parts(
     Returns:
         [`AltaForPreTrainingOutput`] with the losses of the whole batch, detached.
     """
-    joined = join_embeds(list(_embed_parts(model, parts, seed_forward)))
-    leaves = [joined[name].requires_grad_() for name in (*PER_STUDY, "logit_scales")]
-    joined.global_contrastive_loss, joined.local_contrastive_loss = contrastive_losses(joined)
-    gradients = torch.autograd.grad(weigh_losses(config, joined), leaves)
-    cache = dict(zip((*PER_STUDY, "logit_scales"), gradients, strict=True))
+
+    def embed(part: int) -> AltaForPreTrainingOutput:
+        seed_forward(part)
+        return model(**send_to_device(parts[part], accelerator.device, non_blocking=True), contrast=False)
+
+    result, cache = _contrast(config, join_embeds(_without_gradients(embed, len(parts))))
     shares = _shares_of_parts(accelerator, parts)
-    start, losses = 0, {"image_reconstruction_loss": 0.0, "masked_report_loss": 0.0}
-    for index, part in enumerate(parts):
-        seed_forward(index)
+    start = 0
+    for index in range(len(parts)):
         with synchronize(index == len(parts) - 1):
-            output = model(**part, contrast=False)
-            for name in losses:
-                output[name] = output[name] * shares[name][index]
-                losses[name] += output[name].detach()
+            output = embed(index)
+            for name, share in shares.items():
+                output[name] = output[name] * share[index]
+                result[name] = result.get(name, 0) + output[name].detach()
             stop = start + len(output.image_embeds)
             surrogate = weigh_losses(config, output) + _carry(output, cache, start, stop, len(parts))
             accelerator.backward(surrogate * loss_scale)
         start = stop
-    return _losses_of_batch(config, joined, losses)
+    result.loss = weigh_losses(config, result)
+    return result
 
 
 def join_embeds(parts: list[AltaForPreTrainingOutput]) -> AltaForPreTrainingOutput:
@@ -80,17 +82,31 @@ def join_embeds(parts: list[AltaForPreTrainingOutput]) -> AltaForPreTrainingOutp
 
 
 @torch.no_grad()
-def _embed_parts(model, parts, seed_forward) -> Iterator[AltaForPreTrainingOutput]:
-    for index, part in enumerate(parts):
-        seed_forward(index)
-        output = model(**part, contrast=False)
-        yield AltaForPreTrainingOutput(**{name: output[name] for name in (*PER_STUDY, *MASKS, "logit_scales")})
+def _without_gradients(
+    embed: Callable[[int], AltaForPreTrainingOutput], num_parts: int
+) -> list[AltaForPreTrainingOutput]:
+    names = (*PER_STUDY, *MASKS, "logit_scales")
+    return [
+        AltaForPreTrainingOutput(**{name: output[name] for name in names}) for output in map(embed, range(num_parts))
+    ]
+
+
+def _contrast(
+    config: AltaConfig, joined: AltaForPreTrainingOutput
+) -> tuple[AltaForPreTrainingOutput, dict[str, torch.Tensor]]:
+    """The contrastive losses of the whole batch and their gradients at the embeddings and scales."""
+    leaves = {name: joined[name].requires_grad_() for name in (*PER_STUDY, "logit_scales")}
+    joined.global_contrastive_loss, joined.local_contrastive_loss = contrastive_losses(joined)
+    gradients = torch.autograd.grad(weigh_losses(config, joined), list(leaves.values()))
+    kept = ("global_contrastive_loss", "local_contrastive_loss", "logit_scales")
+    result = AltaForPreTrainingOutput(**{name: joined[name].detach() for name in kept})
+    return result, dict(zip(leaves, gradients, strict=True))
 
 
 def _shares_of_parts(accelerator: Accelerator, parts: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """What each part counts in the reconstruction losses, which are means over the masked patches and tokens."""
     counts = torch.stack([torch.stack([p["view_mask"][:, 0].sum(), (p["labels"] != -100).sum()]) for p in parts])
-    counts = accelerator.reduce(counts.float(), reduction="sum")
+    counts = accelerator.reduce(counts.float().to(accelerator.device), reduction="sum")
     image, report = (counts / counts.sum(0).clamp(min=1)).unbind(1)
     return {"image_reconstruction_loss": image, "masked_report_loss": report}
 
@@ -104,16 +120,6 @@ def _carry(output, cache: dict[str, torch.Tensor], start: int, stop: int, num_pa
             gradient = gradient[:, : output.word_embeds.shape[1]]
         total = total + (output[name] * gradient).sum()
     return total
-
-
-def _losses_of_batch(config, joined, losses: dict[str, torch.Tensor]) -> AltaForPreTrainingOutput:
-    for name, loss in losses.items():
-        joined[name] = loss
-    joined.global_contrastive_loss = joined.global_contrastive_loss.detach()
-    joined.local_contrastive_loss = joined.local_contrastive_loss.detach()
-    joined.loss = weigh_losses(config, joined)
-    joined.logit_scales = joined.logit_scales.detach()
-    return joined
 
 
 __all__ = ["backward_in_parts", "join_embeds"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 
 from training.batches import iterate_batches
 from training.checkpoints import save_checkpoint
@@ -101,7 +101,7 @@ def backward(run: Run, parts: list[dict[str, torch.Tensor]], first: int, is_last
     else:
         seed_forward(0)
         with _synchronize(run, is_last)(True):
-            output = run.model(**parts[0])
+            output = run.model(**send_to_device(parts[0], accelerator.device, non_blocking=True))
             accelerator.backward(output.loss * loss_scale)
     return _figures(output)
 

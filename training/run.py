@@ -77,13 +77,16 @@ class Run:
     def studies_per_step(self) -> int:
         return self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
-    def identity(self) -> dict[str, int | str]:
+    def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on exactly."""
+        # The batches of a stream depend on who reads which part of it.
+        readers = [self.accelerator.num_processes, self.args.num_workers] if self.args.streaming else None
         return {
             "stage": self.args.stage,
             "seed": self.args.seed,
             "studies": len(self.studies),
             "studies_per_step": self.studies_per_step,
+            "processes and workers of the stream": readers,
             "frozen_sha256": self.frozen_sha256,
         }
 

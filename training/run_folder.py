@@ -51,10 +51,9 @@ def write_metrics(run: Run, training: dict[str, float]) -> None:
     summary = Path(run.args.records, "summary.json")
     best = Path(run.args.output_dir, "best", "validation.json")
     start = describe_start(run)
+    start["recipe"] = without_places(start["recipe"])
     metrics = {
-        "run": start
-        | {"recipe": without_places(start["recipe"])}
-        | {"steps": run.progress.step, "skipped_records": run.progress.skipped},
+        "run": start | {"steps": run.progress.step, "skipped_records": run.progress.skipped},
         "parameters": count_parameters(run.unwrapped),
         "training": training,
         "validation": json.loads(best.read_text(encoding="utf-8")) if run.progress.best else {},

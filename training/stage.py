@@ -70,6 +70,13 @@ def base_config(model: nn.Module) -> AltaConfig:
     return model.get_base_model().config if hasattr(model, "get_base_model") else model.config
 
 
+def base_folder(args: TrainArguments) -> str:
+    """Where the frozen base lies: absolute for a folder, so that the adapter finds it from anywhere."""
+    if args.base is not None:
+        return str(Path(args.base).resolve()) if Path(args.base).exists() else args.base
+    return str(Path(args.output_dir, "base").resolve())
+
+
 def count_parameters(model: nn.Module) -> dict[str, int | float]:
     """Trained parameters and all of the model; the untrained copies that PEFT keeps aside are not part of it."""
     counted = [parameter for name, parameter in model.named_parameters() if ".original_module." not in name]
@@ -87,6 +94,7 @@ __all__ = [
     "Records",
     "Stage",
     "base_config",
+    "base_folder",
     "count_parameters",
     "study_transform",
     "trained_parameters",

@@ -1,0 +1,111 @@
+"""
+What does the local contrastive loss cost, forward and backward, against a plain loop over the reports?
+
+`python -m benchmarks.local_loss` prints JSON: the seconds of both, which take turns in one process (median of
+`--rounds`), and their ratio; how far values and gradients are apart; and the peak memory of both, each in a child
+process of its own without what was there before. Default sizes: 96 studies, 127 words, 196 patches, float32.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+from benchmarks.memory import PeakMemory, measure_tree
+from benchmarks.plain_form import plain_local_loss
+from modeling_alta.losses_alta import local_contrastive_loss
+
+
+SIZES = ("num_studies", "num_words", "num_patches", "embedding_size")
+
+
+def make_inputs(args: argparse.Namespace) -> list[torch.Tensor]:
+    """Words, patches and the three scales, whose gradients are asked for."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(args.num_studies, number, args.embedding_size) for number in (args.num_words, args.num_patches)]
+    embeds = [0.3 * torch.randn(shape, generator=generator) for shape in shapes]
+    return [value.to(args.device).requires_grad_() for value in (*embeds, *torch.full((3,), 14.0))]
+
+
+def run_form(form: str, words, patches, *scales) -> list[torch.Tensor]:
+    """Loss and gradients of a form."""
+    word_mask, patch_mask = (
+        torch.ones(embeds.shape[:2], dtype=torch.bool, device=words.device) for embeds in (words, patches)
+    )
+    if form == "plain":
+        loss = plain_local_loss(words, word_mask, patches, *scales)
+    else:
+        loss = local_contrastive_loss(words, word_mask, patches, patch_mask, *scales)
+    return [loss.detach(), *torch.autograd.grad(loss, (words, patches, *scales))]
+
+
+def seconds(form: str, inputs: list[torch.Tensor]) -> float:
+    start = time.perf_counter()
+    run_form(form, *inputs)[0].item()
+    return time.perf_counter() - start
+
+
+def differences(inputs: list[torch.Tensor]) -> dict[str, float]:
+    """How far loss and gradients of both forms are apart, relative to the plain form's norm."""
+    names = ("loss", "words", "patches", "attention_scale", "pooling_scale", "contrast_scale")
+    forms = run_form("plain", *inputs), run_form("ours", *inputs)
+    return {name: float((a - b).norm() / a.norm()) for name, a, b in zip(names, *forms, strict=True)}
+
+
+def peak_of(form: str, args: argparse.Namespace) -> int:
+    """Peak bytes of one run beyond its inputs."""
+    inputs = make_inputs(args)
+    if args.device != "cpu":
+        torch.accelerator.reset_peak_memory_stats()
+        before = torch.accelerator.memory_allocated()
+        run_form(form, *inputs)
+        return torch.accelerator.max_memory_allocated() - before
+    before = measure_tree(os.getpid(), "Pss_Anon")
+    with PeakMemory(interval=0.02, anonymous=True) as memory:
+        run_form(form, *inputs)
+    return memory.peak - before
+
+
+def measure_peak(form: str, args: argparse.Namespace) -> int:
+    sizes = [part for name in SIZES for part in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
+    command = [sys.executable, "-m", "benchmarks.local_loss", "--peak-of", form, "--device", args.device, *sizes]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Local loss against a loop over the reports; prints JSON.")
+    for name, default in zip(SIZES, (96, 127, 196, 128), strict=True):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds after one to warm up")
+    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--peak-of", choices=("plain", "ours"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak_of:
+        print(peak_of(args.peak_of, args))
+        return
+    peaks = {form: measure_peak(form, args) for form in ("plain", "ours")}
+    inputs = make_inputs(args)
+    times = [(seconds("plain", inputs), seconds("ours", inputs)) for _ in range(1 + args.rounds)][1:]
+    result = {
+        "threads": torch.get_num_threads(),
+        "plain_seconds": statistics.median(plain for plain, _ in times),
+        "ours_seconds": statistics.median(ours for _, ours in times),
+        "ratio": statistics.median(plain / ours for plain, ours in times),
+        "plain_peak_bytes": peaks["plain"],
+        "ours_peak_bytes": peaks["ours"],
+        "peak_ratio": peaks["plain"] / peaks["ours"],
+        "relative_difference": differences(inputs),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
+
+
+__all__ = ["make_inputs", "run_form"]

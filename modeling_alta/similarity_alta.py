@@ -1,0 +1,135 @@
+"""Word-to-patch similarity of every report to every study, in memory that does not grow with the batch.
+
+Axes: R reports and B studies, C and G of them in a block, L words, N patches, E embedding size.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+# Scores held at once: on a CPU a few that stay near its caches, else many for each of the fewer and larger kernels.
+CPU_BLOCK_SCORES = 2**20
+BLOCK_SCORES = 2**26
+
+
+def local_similarity(
+    word_embeds: torch.Tensor,
+    word_mask: torch.Tensor,
+    patch_embeds: torch.Tensor,
+    patch_mask: torch.Tensor,
+    attention_scale: torch.Tensor,
+    pooling_scale: torch.Tensor,
+) -> torch.Tensor:
+    """Similarity of every report to every study: `log Σ_words exp(pooling_scale * cos(word, context))`.
+
+    Args:
+        word_embeds (`torch.Tensor` of shape `(num_reports, num_words, embedding_size)`).
+        word_mask (`torch.BoolTensor` of shape `(num_reports, num_words)`): `True` where a word stands.
+        patch_embeds (`torch.Tensor` of shape `(num_studies, num_patches, embedding_size)`).
+        patch_mask (`torch.BoolTensor` of shape `(num_studies, num_patches)`): `True` where a patch counts.
+        attention_scale, pooling_scale (scalar `torch.Tensor`).
+
+    Returns:
+        `torch.Tensor` of shape `(num_reports, num_studies)`, in float32 at least.
+    """
+    dtype = torch.promote_types(word_embeds.dtype, torch.float32)
+    words, patches = word_embeds.to(dtype), patch_embeds.to(dtype)
+    scales = attention_scale.to(dtype), pooling_scale.to(dtype)
+    # Whole masks are asked about once, not in every block.
+    word_mask, patch_mask = (None if mask.all() else mask for mask in (word_mask, patch_mask))
+    with torch.autocast(words.device.type, enabled=False):
+        return _LocalSimilarity.apply(words, word_mask, patches, patch_mask, *scales)
+
+
+class _LocalSimilarity(torch.autograd.Function):
+    """Keeps its inputs only: the backward pass computes each block again."""
+
+    @staticmethod
+    def forward(ctx, words, word_mask, patches, patch_mask, attention_scale, pooling_scale):
+        ctx.save_for_backward(words, word_mask, patches, patch_mask, attention_scale, pooling_scale)
+        similarity = words.new_empty(len(words), len(patches))
+        for rows, columns in _blocks(words, patches):
+            block = words[rows], _part(word_mask, rows), patches[columns], _part(patch_mask, columns)
+            *_, context = _attend(*block, attention_scale)
+            cosine = _mask_words(_cosine(words[rows], context)[0], block[1])
+            similarity[rows, columns] = (pooling_scale * cosine).logsumexp(2).T
+        return similarity
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        words, word_mask, patches, patch_mask, attention_scale, pooling_scale = ctx.saved_tensors
+        word_gradient, patch_gradient = torch.zeros_like(words), torch.zeros_like(patches)
+        scale_gradients = words.new_zeros(2)
+        for rows, columns in _blocks(words, patches):
+            block = words[rows], _part(word_mask, rows), patches[columns], _part(patch_mask, columns)
+            given = _block_backward(*block, attention_scale, pooling_scale, gradient[rows, columns].T)
+            word_gradient[rows] += given[0]
+            patch_gradient[columns] += given[1]
+            scale_gradients += given[2]
+        return word_gradient, None, patch_gradient, None, *scale_gradients.unbind()
+
+
+def _blocks(words: torch.Tensor, patches: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    limit = CPU_BLOCK_SCORES if words.device.type == "cpu" else BLOCK_SCORES
+    pairs = max(1, limit // max(1, words.shape[1] * patches.shape[1]))
+    num_studies = max(1, min(len(patches), pairs))
+    num_reports = max(1, pairs // num_studies)
+    for row in range(0, len(words), num_reports):
+        for column in range(0, len(patches), num_studies):
+            yield slice(row, row + num_reports), slice(column, column + num_studies)
+
+
+def _part(mask: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
+    return None if mask is None else mask[rows]
+
+
+def _mask_words(values: torch.Tensor, word_mask: torch.Tensor | None) -> torch.Tensor:
+    return values if word_mask is None else values.masked_fill_(~word_mask, -torch.inf)
+
+
+def _attend(words, word_mask, patches, patch_mask, attention_scale):
+    """Attention of patches to words and words to patches `(G, N, C, L)`, and the words' contexts `(G, C, L, E)`."""
+    scores = _mask_words((patches @ words.flatten(0, 1).T).unflatten(2, words.shape[:2]), word_mask)
+    # Softmax twice: first each patch over the words, then each word over the patches.
+    to_words = scores.softmax(3)
+    scores = torch.mul(to_words, attention_scale, out=scores)
+    if patch_mask is not None:
+        scores.masked_fill_(~patch_mask[:, :, None, None], -torch.inf)
+    to_patches = scores.softmax(1)
+    context = to_patches.flatten(2).mT @ patches
+    return to_words, to_patches, context.unflatten(1, words.shape[:2])
+
+
+def _cosine(words, context):
+    """Cosines `(G, C, L)` of words and contexts; words and contexts at unit length, with the lengths they had."""
+    word_norm = words.norm(dim=2, keepdim=True).clamp_min(1e-8)
+    context_norm = context.norm(dim=3, keepdim=True).clamp_min(1e-8)
+    unit_words, unit_context = words / word_norm, context / context_norm
+    return (unit_words * unit_context).sum(3), (unit_words, word_norm), (unit_context, context_norm)
+
+
+def _block_backward(words, word_mask, patches, patch_mask, attention_scale, pooling_scale, gradient):
+    to_words, to_patches, context = _attend(words, word_mask, patches, patch_mask, attention_scale)
+    cosine, (unit_words, word_norm), (unit_context, context_norm) = _cosine(words, context)
+    pooled = _mask_words(pooling_scale * cosine, word_mask).softmax(2) * gradient.unsqueeze(2)
+    pooling_gradient = (pooled * cosine).sum()
+    pooled, cosine = (pooling_scale * pooled).unsqueeze(3), cosine.unsqueeze(3)
+    word_gradient = (pooled * (unit_context - cosine * unit_words)).sum(0) / word_norm
+    context_gradient = pooled * (unit_words - cosine * unit_context) / context_norm  # (G, C, L, E)
+    mean_gradient = (context_gradient * context).sum(3).unsqueeze(1)  # that the softmax over patches takes off
+    context_gradient = context_gradient.flatten(1, 2)
+    patch_gradient = to_patches.flatten(2) @ context_gradient
+    gradients = (patches @ context_gradient.mT).unflatten(2, words.shape[:2])  # (G, N, C, L)
+    gradients.sub_(mean_gradient).mul_(to_patches).mul_(to_words)
+    sums = gradients.sum(3, keepdim=True)
+    gradients.addcmul_(to_words, sums, value=-1).mul_(attention_scale)
+    gradients = gradients.flatten(2)
+    word_gradient += (gradients.flatten(0, 1).T @ patches.flatten(0, 1)).unflatten(0, words.shape[:2])
+    patch_gradient += gradients @ words.flatten(0, 1)
+    return word_gradient, patch_gradient, torch.stack([sums.sum(), pooling_gradient])
+
+
+__all__ = ["local_similarity"]

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from conftest import ROOT
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from trained import arguments_of, finish, losses_of, settings_of, train, write_recipe
 
 from training.build import build_accelerator
@@ -100,13 +101,13 @@ def test_a_sharded_run_with_gradient_caching_trains_as_one_process_and_resumes_e
 
 
 @pytest.mark.parametrize("engine", SHARDED)
-def test_a_sharded_run_in_bfloat16_keeps_weights_and_losses_in_float32(engine, start, work, tmp_path):
-    name, half = f"{engine}_half", {"mixed_precision": "bf16", "num_epochs": 1, "max_gradient_norm": None}
-    launch(engine, write_recipe(tmp_path / "recipe.yaml", settings_of_two(work, name, **(start | half))))
-    rows = losses_of(work / name)
-    for row, other in zip(rows, losses_of(train(work, "alta", f"{name}_whole", **(start | half))), strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=2e-3)
-    assert any(torch.tensor(row["loss"]).bfloat16().item() != row["loss"] for row in rows)
+def test_a_sharded_run_in_bfloat16_keeps_losses_and_weights_in_float32(engine, expected, start, work, tmp_path):
+    name, half = f"{engine}_half", start | {"mixed_precision": "bf16", "num_epochs": 1}
+    launch(engine, write_recipe(tmp_path / "recipe.yaml", settings_of_two(work, name, **half)))
+    row, whole = losses_of(work / name)[0], losses_of(train(work, "alta", f"{name}_whole", **half))[0]
+    # The first step: rounding sets runs of one and of two processes apart after that.
+    assert row["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert row["loss"] != pytest.approx(losses_of(expected)[0]["loss"], rel=1e-4)
     weights = load_file(work / name / "adapter" / "adapter_model.safetensors")
     assert all(value.dtype == torch.float32 for value in weights.values())
 
@@ -117,7 +118,20 @@ def test_an_engine_that_needs_a_gpu_is_an_error_without_one(variable, work, monk
         pytest.skip("deepspeed is not installed")
     monkeypatch.setenv(variable, "true")
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(
-        ValueError, match="`--config_file` must name an engine for this machine, got one for .* on cpu"
-    ):
+    with pytest.raises(ValueError, match="`--config_file` must name an engine for this machine, got one for .* cpu"):
         build_accelerator(arguments_of(work, "alta"))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_compiled_blocks_change_no_loss_and_are_compiled_once_for_all_shapes(start, work):
+    settings = start | {"model": {"missing_views": "skip"}, "batch_size": 6, "num_epochs": 1}
+    eager = losses_of(train(work, "alta", "eager", **settings))
+    counters.clear()
+    # A graph for the blocks of each tower and of the decoder; BERT's layers have another one when they recompute.
+    for is_recomputed, num_graphs in ((False, 3), (True, 4)):
+        name = f"compiled_{is_recomputed}"
+        run = train(work, "alta", name, torch_compile=True, gradient_checkpointing=is_recomputed, **settings)
+        for row, other in zip(losses_of(run), eager, strict=True):
+            assert row == pytest.approx(other, rel=1e-4)
+        assert counters["stats"]["unique_graphs"] == num_graphs
+    assert not counters["graph_break"]

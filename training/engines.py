@@ -1,4 +1,4 @@
-"""What engines need beside `accelerator.prepare`: DDP, FSDP2 and DeepSpeed ZeRO, as `engines/*.yaml` choose them."""
+"""What the engines of `engines/*.yaml` need beside `accelerator.prepare`: DDP, FSDP2 and DeepSpeed ZeRO."""
 
 import os
 from collections.abc import Iterator
@@ -42,8 +42,9 @@ def prepare_for_engine(
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _set_deepspeed(args, accelerator.deepspeed_plugin.deepspeed_config)
     if accelerator.is_fsdp2:
-        # Autocast makes the precision, as under DDP: FSDP's own would round the losses and the scales as well.
+        # Autocast, which accelerate leaves out here: FSDP's own precision would round losses and scales as well.
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
+        model.forward = accelerator.autocast()(model.forward)
     model, optimizer = accelerator.prepare(model, optimizer)
     if accelerator.is_fsdp2:
         from torch.distributed.fsdp import register_fsdp_forward_method

@@ -70,8 +70,12 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], stop: StopSignal) ->
         run.progress.skipped += note_skipped(run, skipped)
     run.optimizer.step()
     run.optimizer.zero_grad()
-    if not run.accelerator.optimizer_step_was_skipped:
+    is_skipped = run.accelerator.optimizer_step_was_skipped
+    if not is_skipped:
         run.scheduler.step()
+    if run.accelerator.scaler is not None:
+        # The gradients of a step that the scaler skipped are not finite, and moved nothing.
+        figures |= {"overflow_share": float(is_skipped)} | ({"gradient_norm": 0.0} if is_skipped else {})
     return figures
 
 

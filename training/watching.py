@@ -25,7 +25,7 @@ class TrainLog:
 
     A line holds the losses, gradient norm, learning rate and scales, the norm of the adapters, studies per second of
     all processes, the share of the time in which they waited for data, and memory in GiB: the peak of the accelerator,
-    or of the process where there is none.
+    or of the process where there is none. In float16, `overflow_share` of the steps were skipped by the scaler.
     """
 
     def __init__(self, run: Run):

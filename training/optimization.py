@@ -15,7 +15,8 @@ def build_optimizer(args: TrainArguments, model: nn.Module, num_processes: int) 
         {"params": [p for p in trained if p.ndim not in (2, 4)], "weight_decay": 0.0},
     ]
     effective_batch = args.batch_size * num_processes * args.gradient_accumulation_steps
-    return torch.optim.AdamW(groups, lr=args.base_learning_rate * effective_batch / 256, betas=tuple(args.betas))
+    learning_rate = args.base_learning_rate * effective_batch / 256
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=tuple(args.betas), fused=True)
 
 
 def build_scheduler(

@@ -44,21 +44,21 @@ class Finding:
 Findings = Mapping[Finding, int]
 
 SLOTS = (
-    Finding("pleural effusion", "right", 3, 0.26, "Pleural Effusion"),
-    Finding("pleural effusion", "left", 3, 0.26, "Pleural Effusion"),
-    Finding("pleural effusion", "posterior", 2, 0.2, "Pleural Effusion", only_lateral=True),
-    Finding("cardiomegaly", "", 3, 0.35, "Cardiomegaly"),
-    Finding("pneumothorax", "right", 3, 0.13, "Pneumothorax"),
-    Finding("pneumothorax", "left", 3, 0.13, "Pneumothorax"),
-    Finding("nodule", "right upper zone", 3, 0.12, "Nodule"),
-    Finding("nodule", "right mid zone", 3, 0.12, "Nodule"),
-    Finding("nodule", "left upper zone", 3, 0.12, "Nodule"),
-    Finding("nodule", "left mid zone", 3, 0.12, "Nodule"),
-    Finding("nodule", "behind the heart", 3, 0.22, "Nodule", only_lateral=True),
-    Finding("nodule", "behind the sternum", 3, 0.22, "Nodule", only_lateral=True),
-    Finding("endotracheal tube", "", 1, 0.15, "Support Devices"),
-    Finding("central venous line", "right", 1, 0.2, "Support Devices"),
-    Finding("pacemaker", "left", 1, 0.12, "Support Devices"),
+    Finding("pleural effusion", "right", 3, 0.22, "Pleural Effusion"),
+    Finding("pleural effusion", "left", 3, 0.22, "Pleural Effusion"),
+    Finding("pleural effusion", "posterior", 2, 0.18, "Pleural Effusion", only_lateral=True),
+    Finding("cardiomegaly", "", 3, 0.3, "Cardiomegaly"),
+    Finding("pneumothorax", "right", 3, 0.1, "Pneumothorax"),
+    Finding("pneumothorax", "left", 3, 0.1, "Pneumothorax"),
+    Finding("nodule", "right upper zone", 3, 0.09, "Nodule"),
+    Finding("nodule", "right mid zone", 3, 0.09, "Nodule"),
+    Finding("nodule", "left upper zone", 3, 0.09, "Nodule"),
+    Finding("nodule", "left mid zone", 3, 0.09, "Nodule"),
+    Finding("nodule", "behind the heart", 3, 0.18, "Nodule", only_lateral=True),
+    Finding("nodule", "behind the sternum", 3, 0.18, "Nodule", only_lateral=True),
+    Finding("endotracheal tube", "", 1, 0.12, "Support Devices"),
+    Finding("central venous line", "right", 1, 0.15, "Support Devices"),
+    Finding("pacemaker", "left", 1, 0.1, "Support Devices"),
 )
 RIGHT_EFFUSION, LEFT_EFFUSION, POSTERIOR_EFFUSION = SLOTS[:3]
 
@@ -78,7 +78,7 @@ def draw_findings(rng: np.random.Generator) -> dict[Finding, int]:
 
 
 def draw_next_findings(before: Findings, rng: np.random.Generator) -> dict[Finding, int]:
-    """Findings of the study after one with `before`: each of those goes, shrinks, stays or grows, and new ones come."""
+    """Findings of the study after one with `before`: each goes, shrinks, stays or grows, and new ones come."""
     new, steps = draw_findings(rng), rng.choice(4, size=len(SLOTS), p=CHANGE_SHARES)
     found = {}
     for slot, step in zip(SLOTS, steps.tolist(), strict=True):

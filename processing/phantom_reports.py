@@ -42,7 +42,7 @@ NEGATIVES = {
     "pleural effusion": "No pleural effusion.",
     "pneumothorax": "No pneumothorax.",
 }
-NEGATIVE_SHARE = 0.35  # of the kinds that are absent, and said to be
+NEGATIVE_SHARE = 0.2  # of the kinds that are absent, and said to be
 NORMAL = ("No acute abnormality.", "Normal chest.")
 
 

@@ -1,0 +1,91 @@
+"""Sizes, steps and learning rates of the experiment, and of the same in seconds for a test."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+__all__ = ["QUICK", "STANDARD", "Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    One experiment.
+
+    Args:
+        num_studies (`int`): of PhantomCXR, before the split 80 / 10 / 10 by patient.
+        num_candidates (`int`): unseen studies and reports among which the right one is sought.
+        seeds (`tuple[int, ...]`): each makes its own studies, text encoder, vision tower and runs.
+        sweep_seed (`int`): the seed on whose validation split learning rates are chosen.
+        image_size (`int`): side of the images in pixels, of which the phantom draws somewhat more.
+        text_encoder (`dict`): arguments of `pretrain_text_encoder`.
+        model (`dict`): fields of `AltaConfig` for masked record modelling.
+        bottleneck_ratio (`float`): of the adapters.
+        batch_size, mrm_batch_size, mrm_steps, steps (`int`): of the two stages.
+        mrm_learning_rate (`float`): of masked record modelling.
+        learning_rates (`dict`): family of arms → the rate that the sweep chose.
+        sweep (`dict`): family of arms → the rates to try.
+    """
+
+    num_studies: int = 2000
+    num_candidates: int = 200
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sweep_seed: int = 100
+    image_size: int = 64
+    vocab_size: int = 400
+    text_encoder: dict[str, Any] = field(
+        default_factory=lambda: {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "projection_size": 32,
+            "epochs": 10,
+            "batch_size": 32,
+            "learning_rate": 2e-3,
+        }
+    )
+    max_report_length: int = 80
+    model: dict[str, Any] = field(
+        default_factory=lambda: {
+            "vision_config": {
+                "image_size": 64,
+                "patch_size": 8,
+                "hidden_size": 96,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+            },
+            "text_config": {
+                "hidden_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "intermediate_size": 256,
+                "max_position_embeddings": 80,
+            },
+            "decoder_hidden_size": 64,
+            "decoder_num_hidden_layers": 2,
+            "decoder_num_attention_heads": 4,
+            "decoder_patch_size": 8,
+            "max_report_length": 80,
+        }
+    )
+    bottleneck_ratio: float = 0.125
+    batch_size: int = 32
+    mrm_batch_size: int = 64
+    mrm_steps: int = 600
+    steps: int = 250
+    mrm_learning_rate: float = 2e-3
+    learning_rates: dict[str, float] = field(
+        default_factory=lambda: {"adapters": 5e-3, "heads": 5e-3, "all": 2e-3, "clip": 2e-3}
+    )
+    sweep: dict[str, tuple[float, ...]] = field(
+        default_factory=lambda: {
+            "adapters": (2e-3, 5e-3, 1e-2),
+            "heads": (2e-3, 5e-3, 1e-2),
+            "all": (5e-4, 1e-3, 2e-3, 5e-3),
+            "clip": (5e-4, 1e-3, 2e-3, 5e-3),
+        }
+    )
+
+
+STANDARD = Settings()
+QUICK = Settings(num_studies=120, num_candidates=10, seeds=(0, 1), mrm_steps=2, steps=2)

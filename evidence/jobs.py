@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
 from eval.prompts import load_prompts
 from eval.protocol import write_json
@@ -46,7 +46,7 @@ def prepare_seed(corpus: str, seed: int, settings: Settings, work: Path, covid_r
     start, folder = time.monotonic(), seed_folder(work, corpus, seed)
     records = _make_records(corpus, seed, settings, folder / "records", covid_root)
     _make_text_encoder(folder, settings, seed)
-    studies = load_studies(folder / "records", ("train",), settings.image_size)
+    studies = load_studies(folder / "records", ("train",), settings)
     torch.save(studies, folder / "train.pt")
     mrm = _make_vision_tower(folder, studies, settings, seed)
     result = {"records": records, "mrm": mrm, "seconds": time.monotonic() - start}
@@ -76,9 +76,11 @@ def _make_text_encoder(folder: Path, settings: Settings, seed: int) -> None:
 def _make_vision_tower(folder: Path, studies: Studies, settings: Settings, seed: int) -> dict[str, Any]:
     tokenizer = read_tokenizer(folder / "text_encoder")
     text_config = {**settings.model["text_config"], "vocab_size": len(tokenizer)}
+    fields = {**settings.model, "text_config": text_config, "mask_ratio": settings.mask_ratio, "use_adapters": False}
+    config = AltaConfig(**fields)
     torch.manual_seed(seed)
-    config = AltaConfig(**{**settings.model, "text_config": text_config, "use_adapters": False})
     model = AltaForMaskedRecordModeling(config)
+    _start_report_decoder(model, folder / "text_encoder")
     studies = keep_frontals(studies)
     collator = MrmCollator(tokenizer, model.config.max_report_length, model.config.report_mask_ratio)
     batch_size = min(settings.mrm_batch_size, len(studies.samples))
@@ -86,6 +88,16 @@ def _make_vision_tower(folder: Path, studies: Studies, settings: Settings, seed:
     result = train(model, batches, settings.mrm_steps, settings.mrm_learning_rate, seed)
     model.save_pretrained(folder / "mrm")
     return result
+
+
+def _start_report_decoder(model: AltaForMaskedRecordModeling, text_encoder: Path) -> None:
+    """Start the decoder of reports from the text encoder: from random weights it takes most of so short a stage."""
+    pretrained = BertForMaskedLM.from_pretrained(text_encoder)
+    model.report_decoder.load_state_dict(pretrained.bert.state_dict())
+    head = pretrained.cls.predictions
+    model.report_head.dense.load_state_dict(head.transform.dense.state_dict())
+    model.report_head.layer_norm.load_state_dict(head.transform.LayerNorm.state_dict())
+    model.report_head.bias.data.copy_(head.bias.data)
 
 
 def run_arm(
@@ -106,7 +118,7 @@ def run_arm(
     training = train(
         model, _batches(arm, folder, tokenizer, model, settings, seed), settings.steps, learning_rate, seed
     )
-    unseen = load_studies(folder / "records", splits, settings.image_size, settings.num_candidates)
+    unseen = load_studies(folder / "records", splits, settings, settings.num_candidates)
     unseen = keep_frontals(unseen) if arm.only_frontal else unseen
     return {
         "corpus": corpus,

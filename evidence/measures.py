@@ -13,9 +13,11 @@ from evidence.studies import CHANNELS, Studies
 from modeling_alta import AltaModel
 
 
-__all__ = ["measure"]
+__all__ = ["RECALLS", "measure"]
 
 CUTOFFS = (1, 5)
+DIRECTIONS = ("text_to_image", "image_to_text")
+RECALLS = tuple(f"{direction}_{k}" for direction in DIRECTIONS for k in CUTOFFS)
 CHUNK = 64
 BOOTSTRAP_SAMPLES = 1  # the spread is that of the seeds
 
@@ -38,9 +40,7 @@ def measure(
     images, texts = _embed_images(model, studies), _embed_texts(model, tokenizer, studies.reports)
     retrieval = retrieval_metrics(images, texts, studies.reports, CUTOFFS, BOOTSTRAP_SAMPLES)
     figures = {
-        f"{direction}_{k}": _bare(retrieval[direction][f"recall_at_{k}"])
-        for direction in ("text_to_image", "image_to_text")
-        for k in CUTOFFS
+        f"{direction}_{k}": _bare(retrieval[direction][f"recall_at_{k}"]) for direction in DIRECTIONS for k in CUTOFFS
     }
     return {
         "candidates": retrieval["studies"],

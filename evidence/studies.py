@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import concatenate_datasets
 
+from evidence.settings import Settings
 from modeling_alta.configuration_alta import VIEW_NAMES
 from processing.augmentation import StudyTransform
 from processing.report_masking import shuffle_sentences
@@ -38,20 +39,21 @@ class Studies:
         return [sample["report"] for sample in self.samples]
 
 
-def load_studies(records: Path, splits: tuple[str, ...], image_size: int, limit: int | None = None) -> Studies:
+def load_studies(records: Path, splits: tuple[str, ...], settings: Settings, limit: int | None = None) -> Studies:
     """
     Decode studies once; every epoch of every run takes them from memory.
 
     Args:
         records (`Path`): folder of study records.
         splits (`tuple[str, ...]`): taken together.
-        image_size (`int`): side of the encoder's and of the reconstructed images in pixels.
+        settings ([`Settings`]): the sizes of the images.
         limit (`int`, *optional*): the first studies alone.
     """
     table = concatenate_datasets([load_study_records(records, split) for split in splits])
     table = table.select(range(min(limit or len(table), len(table))))
     table = table.filter(lambda report: bool(report and report.strip()), input_columns="report")
-    studies = TrainingStudies(table, StudyTransform(image_size, image_size, do_augment=False))
+    transform = StudyTransform(settings.image_size, settings.target_size, do_augment=False)
+    studies = TrainingStudies(table, transform)
     return Studies([_one_channel(studies[index]) for index in range(len(studies))], list(table["labels"]))
 
 

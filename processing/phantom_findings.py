@@ -63,23 +63,19 @@ SLOTS = (
 RIGHT_EFFUSION, LEFT_EFFUSION, POSTERIOR_EFFUSION = SLOTS[:3]
 
 # From one study to the next: gone, smaller, the same, larger.
-CHANGE_SHARES = (0.25, 0.2, 0.3, 0.25)
+CHANGE_SHARES = (0.25, 0.25, 0.25, 0.25)
 
 
 def draw_findings(rng: np.random.Generator) -> dict[Finding, int]:
     """Findings of a patient's first study."""
-    drawn = rng.random(len(SLOTS)), rng.random(len(SLOTS))
-    found = {
-        slot: 1 + int(size * slot.largest)
-        for slot, present, size in zip(SLOTS, *drawn, strict=True)
-        if present < slot.share
-    }
-    return _without_hidden(found)
+    return _without_hidden(_draw_sizes([slot.share for slot in SLOTS], rng))
 
 
 def draw_next_findings(before: Findings, rng: np.random.Generator) -> dict[Finding, int]:
     """Findings of the study after one with `before`: each goes, shrinks, stays or grows, and new ones come."""
-    new, steps = draw_findings(rng), rng.choice(4, size=len(SLOTS), p=CHANGE_SHARES)
+    # As many come as go, so that later studies hold as much as first ones.
+    shares = [CHANGE_SHARES[0] * slot.share / (1 - slot.share) for slot in SLOTS]
+    new, steps = _draw_sizes(shares, rng), rng.choice(4, size=len(SLOTS), p=CHANGE_SHARES)
     found = {}
     for slot, step in zip(SLOTS, steps.tolist(), strict=True):
         if slot not in before:
@@ -91,6 +87,11 @@ def draw_next_findings(before: Findings, rng: np.random.Generator) -> dict[Findi
         if size:
             found[slot] = size
     return _without_hidden(found)
+
+
+def _draw_sizes(shares: list[float], rng: np.random.Generator) -> dict[Finding, int]:
+    drawn = zip(SLOTS, shares, rng.random(len(SLOTS)), rng.random(len(SLOTS)), strict=True)
+    return {slot: 1 + int(size * slot.largest) for slot, share, present, size in drawn if present < share}
 
 
 def _without_hidden(found: Findings) -> dict[Finding, int]:

@@ -16,7 +16,7 @@ __all__ = ["Anatomy", "draw_anatomy", "draw_view"]
 EDGE = 0.008  # width of a soft edge
 AIR, LUNG, TISSUE, FLUID, HEART, BONE, METAL = 0.02, 0.2, 0.56, 0.62, 0.68, 0.14, 0.3
 SIDES = {"right": -1, "left": 1}
-NODULE_RADII = (0.0, 0.032, 0.05, 0.07)
+NODULE_RADII = (0.0, 0.04, 0.06, 0.085)
 EFFUSION_LEVELS = (0.0, 0.08, 0.17, 0.28)  # above the dome of the diaphragm
 PNEUMOTHORAX_GAPS = (0.0, 0.14, 0.26, 0.4)  # share of the lung's radius
 FRONTAL_NODULES = {
@@ -173,18 +173,18 @@ def _paint_effusion(film, lung, dome, outwards, grid, size):
 
 
 def _frontal_heart(anatomy: Anatomy, size: int, grid: Grid) -> np.ndarray:
-    width = anatomy.heart_width * (1 + 0.22 * size)
-    return _disc(grid, 0.535 + 0.022 * size, 0.66, width, anatomy.heart_height * (1 + 0.07 * size))
+    width = anatomy.heart_width * (1 + 0.26 * size)
+    return _disc(grid, 0.535 + 0.026 * size, 0.66, width, anatomy.heart_height * (1 + 0.07 * size))
 
 
 def _paint_frontal_devices(film, found, grid):
     if _size(found, "endotracheal tube"):
-        film = film + METAL * _line(grid, ((0.5, 0.0), (0.5, 0.3)), 0.009)
+        film = film + METAL * _line(grid, ((0.5, 0.0), (0.5, 0.3)), 0.012)
     if _size(found, "central venous line"):
-        film = film + METAL * _line(grid, ((0.33, 0.02), (0.39, 0.16), (0.455, 0.24), (0.46, 0.48)), 0.008)
+        film = film + METAL * _line(grid, ((0.33, 0.02), (0.39, 0.16), (0.455, 0.24), (0.46, 0.48)), 0.011)
     if _size(found, "pacemaker"):
-        box = _box(grid, 0.77, 0.2, 0.055, 0.04)
-        film = film + METAL * _line(grid, ((0.73, 0.2), (0.58, 0.22), (0.52, 0.4), (0.58, 0.7)), 0.008)
+        box = _box(grid, 0.77, 0.21, 0.06, 0.045)
+        film = film + METAL * _line(grid, ((0.73, 0.2), (0.58, 0.22), (0.52, 0.4), (0.58, 0.7)), 0.011)
         film = _over(film, box, 0.98)
     return film
 
@@ -198,7 +198,7 @@ def _paint_lateral(anatomy: Anatomy, found: Findings, grid: Grid) -> np.ndarray:
     lung = cavity * _below(dome + 0.15 * np.maximum(backwards, 0) ** 2 + 0.04 * np.minimum(backwards, 0) ** 2, grid.y)
     film = _over(film, lung, LUNG)
     heart = _size(found, "cardiomegaly")
-    width = anatomy.heart_width * (1 + 0.17 * heart)
+    width = anatomy.heart_width * (1 + 0.2 * heart)
     film = _over(film, _disc(grid, 0.385 + 0.02 * heart, 0.62, width, anatomy.heart_height), HEART)
     film = _paint_spine(film, anatomy, grid)
     for place, (x, y) in LATERAL_NODULES.items():

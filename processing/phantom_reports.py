@@ -18,9 +18,9 @@ SIZES = {
 PHRASES = {
     "cardiomegaly": ("{size} cardiomegaly", "{size} enlargement of the heart"),
     "central venous line": ("right central venous line", "central venous line from the right"),
-    "endotracheal tube": ("endotracheal tube in place", "tip of an endotracheal tube above the carina"),
+    "endotracheal tube": ("endotracheal tube in place", "endotracheal tube above the carina"),
     "nodule": ("{size} nodule in the {place}", "{size} nodular opacity in the {place}"),
-    "pacemaker": ("left pacemaker", "pacemaker with its generator on the left"),
+    "pacemaker": ("left pacemaker", "pacemaker on the left"),
     "pleural effusion": ("{size} {place} pleural effusion", "{size} pleural effusion on the {place} side"),
     "pneumothorax": ("{size} {place} pneumothorax", "{size} pneumothorax on the {place} side"),
 }
@@ -28,7 +28,7 @@ LATERAL_PHRASES = {
     "nodule": ("{size} nodule {place}", "{size} nodular opacity {place}"),
     "pleural effusion": ("{size} {place} pleural effusion", "{size} pleural effusion in the {place} sulcus"),
 }
-ONLY_LATERAL = ("{0}, seen on the lateral view only", "on the lateral view alone, {0}")
+ONLY_LATERAL = ("{0}, seen on the lateral only", "on the lateral alone, {0}")
 CHANGES = {
     "larger": ("larger than before", "increased since the prior study"),
     "new": ("new since the prior study", "not present before"),

@@ -1,9 +1,13 @@
 """The arms of the experiment: each is the method with one thing changed."""
 
+import math
 from dataclasses import dataclass, field
 
 
 __all__ = ["ARMS", "COVID_ARMS", "FAMILIES", "Arm"]
+
+
+CLIP_SCALE = {"logit_scale_init_value": math.log(1 / 0.07)}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,14 @@ ARMS = {
         Arm("adapters", "adapters: the method"),
         Arm("heads", "heads alone over the frozen tower", trains="heads"),
         Arm("full", "full fine-tuning", trains="all"),
-        Arm("clip", "CLIP style, random vision tower", trains="all", is_pretrained=False, contrast_only=True),
+        Arm(
+            "clip",
+            "CLIP style, random vision tower",
+            trains="all",
+            is_pretrained=False,
+            contrast_only=True,
+            settings=CLIP_SCALE,
+        ),
         Arm("frontal", "adapters, current frontal alone", only_frontal=True),
         Arm("random", "adapters, random frozen tower", is_pretrained=False),
         Arm("no_global", "adapters without global contrast", settings={"global_contrastive_weight": 0.0}),

@@ -76,7 +76,7 @@ def _make_text_encoder(folder: Path, settings: Settings, seed: int) -> None:
 def _make_vision_tower(folder: Path, studies: Studies, settings: Settings, seed: int) -> dict[str, Any]:
     tokenizer = read_tokenizer(folder / "text_encoder")
     text_config = {**settings.model["text_config"], "vocab_size": len(tokenizer)}
-    fields = {**settings.model, "text_config": text_config, "mask_ratio": settings.mask_ratio, "use_adapters": False}
+    fields = {**settings.model, "text_config": text_config, "use_adapters": False}
     config = AltaConfig(**fields)
     torch.manual_seed(seed)
     model = AltaForMaskedRecordModeling(config)

@@ -35,7 +35,7 @@ def build_model(arm: Arm, settings: Settings, folder: Path, seed: int) -> nn.Mod
         seed (`int`): of the weights that are new.
     """
     torch.manual_seed(seed)
-    fields = {"missing_views": "skip", "mask_ratio": settings.mask_ratio, **arm.settings}
+    fields = {**settings.alignment, **arm.settings}
     model, _ = convert_mrm(folder / "mrm", folder / "text_encoder", **fields)
     if not arm.is_pretrained:
         _randomise_vision(model)

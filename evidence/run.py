@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -126,6 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     settings = QUICK if args.quick else STANDARD
+    settings = replace(settings, seeds=tuple(args.seeds)) if args.seeds else settings
     if args.sweep:
         write_json(run_sweep(settings, args.work, args.workers), args.sweep_output)
         return
@@ -140,6 +141,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--corpus", choices=CORPORA, default="phantom", help="default: %(default)s")
     parser.add_argument("--covid-root", type=Path, help="folder of the COVID-19 collection, for its corpus")
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="these alone")
+    parser.add_argument("--seeds", nargs="+", type=int, help="in place of those of the settings")
     parser.add_argument("--sweep", action="store_true", help="try the learning rates instead")
     parser.add_argument("--quick", action="store_true", help="two steps of everything, to try the path")
     parser.add_argument("--work", type=Path, default=WORK, help="folder to write (default: %(default)s)")

@@ -37,30 +37,29 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
         `labels`, `candidates`, and `minutes`.
     """
     arms = {name: [run for run in results["runs"] if run["arm"] == name] for name in ARMS}
-    arms = {name: _summarize_arm(name, runs) for name, runs in arms.items() if runs}
     figures = [run["figures"] for run in results["runs"]]
+    # Those that every seed's candidates have with and without.
+    labels = sorted(set.intersection(*(set(figure["auroc"]) for figure in figures)))
+    arms = {name: _summarize_arm(name, runs, labels) for name, runs in arms.items() if runs}
     return {
         "arms": arms,
         "chance": {name: percent([figure[name]["chance"] for figure in figures])[0] for name in RECALLS},
-        "labels": sorted({label for figure in figures for label in figure["auroc"]}),
+        "labels": labels,
         "candidates": sorted({figure["candidates"] for figure in figures}),
         "minutes": results["seconds"] / 60,
         "prepared_seconds": mean_std([prepared["seconds"] for prepared in results["prepared"].values()]),
         "settings": results["settings"],
         "seeds": sorted({run["seed"] for run in results["runs"]}),
-        "training_studies": [prepared["records"]["splits"]["train"]["records"] for prepared in _values(results)],
+        "training_studies": [
+            prepared["records"]["splits"]["train"]["records"] for prepared in results["prepared"].values()
+        ],
     }
 
 
-def _values(results: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(results["prepared"].values())
-
-
-def _summarize_arm(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _summarize_arm(name: str, runs: list[dict[str, Any]], labels: list[str]) -> dict[str, Any]:
     def over_seeds(read: Callable[[dict[str, Any]], float]) -> list[float]:
         return [read(run["figures"]) for run in runs]
 
-    labels = set.intersection(*(set(run["figures"]["auroc"]) for run in runs))
     return {
         "title": ARMS[name].title,
         "share": runs[0]["parameters"]["trainable_share"],
@@ -71,7 +70,7 @@ def _summarize_arm(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "macro_auroc": percent(over_seeds(lambda figures: figures["macro_auroc"]["value"])),
         "auroc": {
             label: percent(over_seeds(lambda figures, label=label: figures["auroc"][label]["value"]))
-            for label in sorted(labels)
+            for label in labels
         },
     }
 

@@ -23,6 +23,7 @@ TEMPLATE = Path(__file__).with_name("results_template.md.jinja")
 OUTPUT = Path("RESULTS.md")
 MARGIN = 5.0  # points of R@1 that four views are to be ahead
 TRAINABLE_LIMIT = 0.10
+MIN_SEEDS = 3  # fewer decide nothing
 
 
 def summarize(results: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `dict`: `arms` (arm → `title`, `share`, `seconds`, `step_cost`, every figure, and `auroc` by label), `chance`,
-        `labels`, `candidates`, and `minutes`.
+        `labels`, `candidates`, `minutes` and `workers`.
     """
     arms = {name: [run for run in results["runs"] if run["arm"] == name] for name in ARMS}
     figures = [run["figures"] for run in results["runs"]]
@@ -47,6 +48,7 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
         "labels": labels,
         "candidates": sorted({figure["candidates"] for figure in figures}),
         "minutes": results["seconds"] / 60,
+        "workers": results["workers"],
         "prepared_seconds": mean_std([prepared["seconds"] for prepared in results["prepared"].values()]),
         "settings": results["settings"],
         "seeds": sorted({run["seed"] for run in results["runs"]}),
@@ -100,7 +102,9 @@ def claims(results: dict[str, Any]) -> dict[str, Any]:
     against_full = {name: compare(results, "adapters", "full", name) for name in directions}
     against_frontal = {name: compare(results, "adapters", "frontal", name) for name in directions}
     share = next(run["parameters"]["trainable_share"] for run in results["runs"] if run["arm"] == "adapters")
+    seeds = {run["seed"] for run in results["runs"]}
     return {
+        "is_decided": len(seeds) >= MIN_SEEDS,
         "full": against_full,
         "frontal": against_frontal,
         "share": share,

@@ -51,7 +51,7 @@ def run_experiment(
         workers (`int`): processes.
 
     Returns:
-        `dict`: `corpus`, `settings`, `seconds`, `prepared` (seed → what it took) and `runs`.
+        `dict`: `corpus`, `settings`, `workers`, `seconds`, `prepared` (seed → what it took) and `runs`.
     """
     start = time.monotonic()
     plan = [
@@ -65,6 +65,7 @@ def run_experiment(
     return {
         "corpus": corpus,
         "settings": asdict(settings),
+        "workers": workers,
         "seconds": time.monotonic() - start,
         "prepared": {seed: read_prepared(work, corpus, seed) for seed in settings.seeds},
         "runs": sorted(runs, key=lambda run: (run["seed"], list(ARMS).index(run["arm"]))),

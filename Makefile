@@ -3,10 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: demo test lint clean
+.PHONY: demo evidence test lint clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo.run
+
+evidence: $(VENV)/demo
+	$(BIN)/python -m evidence.run
+	$(BIN)/python -m evidence.report
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope

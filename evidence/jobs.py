@@ -1,0 +1,143 @@
+"""The two jobs of the experiment: what a seed's arms share, and one arm. Each runs alone in a worker process."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertForMaskedLM, PreTrainedTokenizerBase
+
+from eval.prompts import load_prompts
+from eval.protocol import write_json
+from evidence.arms import ARMS, Arm
+from evidence.measures import measure
+from evidence.models import base_model, build_model
+from evidence.settings import Settings
+from evidence.studies import Studies, keep_frontals, load_studies, sample_batches
+from evidence.training import count_parameters, train
+from modeling_alta import AltaConfig, AltaForMaskedRecordModeling
+from modeling_alta.convert_alta import read_tokenizer
+from processing.covid_cxr import prepare_covid_cxr
+from processing.phantom import prepare_phantom
+from processing.study_records import load_study_records
+from processing.text_encoder import pretrain_text_encoder, train_tokenizer
+from processing.training_batch import AltaCollator, MrmCollator
+
+
+__all__ = ["CORPORA", "prepare_seed", "run_arm"]
+
+# Corpus → its prompts and the splits whose studies are the candidates.
+CORPORA = {
+    "phantom": (Path("eval/prompts/phantom.json"), ("test",)),
+    # Few studies, and nothing is chosen on it: the validation split is unseen too.
+    "covid_cxr": (Path("eval/prompts/covid_cxr.json"), ("validation", "test")),
+}
+CROP_MARGIN = 8 / 7  # the transform crops this much off
+
+
+def prepare_seed(corpus: str, seed: int, settings: Settings, work: Path, covid_root: Path | None) -> dict[str, Any]:
+    """
+    Make the records, the text encoder and the vision tower of a seed in `work/<corpus>-<seed>`.
+
+    Returns:
+        `dict`: `records` (their summary), `mrm` (what `train` returns) and `seconds`.
+    """
+    start, folder = time.monotonic(), seed_folder(work, corpus, seed)
+    records = _make_records(corpus, seed, settings, folder / "records", covid_root)
+    _make_text_encoder(folder, settings, seed)
+    studies = load_studies(folder / "records", ("train",), settings)
+    torch.save(studies, folder / "train.pt")
+    mrm = _make_vision_tower(folder, studies, settings, seed)
+    result = {"records": records, "mrm": mrm, "seconds": time.monotonic() - start}
+    write_json(result, folder / "prepared.json")
+    return result
+
+
+def seed_folder(work: Path, corpus: str, seed: int) -> Path:
+    """Where a seed's part lies."""
+    return work / f"{corpus}-{seed}"
+
+
+def _make_records(corpus, seed, settings, output, covid_root):
+    if corpus == "covid_cxr":
+        return prepare_covid_cxr(covid_root, output)
+    return prepare_phantom(output, settings.num_studies, seed, round(CROP_MARGIN * settings.image_size))
+
+
+def _make_text_encoder(folder: Path, settings: Settings, seed: int) -> None:
+    reports = [report for report in load_study_records(folder / "records", "train")["report"] if report]
+    tokenizer = train_tokenizer(reports, settings.vocab_size, settings.max_report_length)
+    model, _ = pretrain_text_encoder(reports, tokenizer, seed=seed, **settings.text_encoder)
+    tokenizer.save_pretrained(folder / "text_encoder")
+    model.save_pretrained(folder / "text_encoder")
+
+
+def _make_vision_tower(folder: Path, studies: Studies, settings: Settings, seed: int) -> dict[str, Any]:
+    tokenizer = read_tokenizer(folder / "text_encoder")
+    text_config = {**settings.model["text_config"], "vocab_size": len(tokenizer)}
+    fields = {**settings.model, "text_config": text_config, "use_adapters": False}
+    config = AltaConfig(**fields)
+    torch.manual_seed(seed)
+    model = AltaForMaskedRecordModeling(config)
+    _start_report_decoder(model, folder / "text_encoder")
+    studies = keep_frontals(studies)
+    collator = MrmCollator(tokenizer, model.config)
+    batch_size = min(settings.mrm_batch_size, len(studies.samples))
+    batches = sample_batches(studies, collator, batch_size, seed)
+    result = train(model, batches, settings.mrm_steps, settings.mrm_learning_rate, seed)
+    model.save_pretrained(folder / "mrm")
+    return result
+
+
+def _start_report_decoder(model: AltaForMaskedRecordModeling, text_encoder: Path) -> None:
+    """Start the decoder of reports from the text encoder: from random weights it takes most of so short a stage."""
+    pretrained = BertForMaskedLM.from_pretrained(text_encoder)
+    model.report_decoder.load_state_dict(pretrained.bert.state_dict())
+    head = pretrained.cls.predictions
+    model.report_head.dense.load_state_dict(head.transform.dense.state_dict())
+    model.report_head.layer_norm.load_state_dict(head.transform.LayerNorm.state_dict())
+    model.report_head.bias.data.copy_(head.bias.data)
+
+
+def run_arm(
+    corpus: str, seed: int, name: str, settings: Settings, work: Path, learning_rate: float, is_sweep: bool = False
+) -> dict[str, Any]:
+    """
+    Train one arm on a prepared seed and measure it on unseen studies; a sweep measures on the validation split.
+
+    Returns:
+        `dict`: what was run, `parameters`, `training` and `figures`.
+    """
+    arm, folder = ARMS[name], seed_folder(work, corpus, seed)
+    tokenizer = read_tokenizer(folder / "text_encoder")
+    tokenizer.model_max_length = settings.max_report_length
+    prompts, splits = CORPORA[corpus]
+    splits = ("validation",) if is_sweep else splits
+    model = build_model(arm, settings, folder, seed)
+    training = train(
+        model, _batches(arm, folder, tokenizer, model, settings, seed), settings.steps, learning_rate, seed
+    )
+    unseen = load_studies(folder / "records", splits, settings, settings.num_candidates)
+    unseen = keep_frontals(unseen) if arm.only_frontal else unseen
+    return {
+        "corpus": corpus,
+        "seed": seed,
+        "arm": name,
+        "learning_rate": learning_rate,
+        "parameters": count_parameters(model),
+        "training": training,
+        "figures": measure(base_model(model), tokenizer, unseen, load_prompts(prompts)),
+    }
+
+
+def _batches(arm: Arm, folder: Path, tokenizer: PreTrainedTokenizerBase, model, settings: Settings, seed: int):
+    studies = torch.load(folder / "train.pt", weights_only=False)
+    studies = keep_frontals(studies) if arm.only_frontal else studies
+    collator = AltaCollator(tokenizer, base_model(model).config)
+    return sample_batches(studies, collator, min(settings.batch_size, len(studies.samples)), seed)
+
+
+def read_prepared(work: Path, corpus: str, seed: int) -> dict[str, Any]:
+    """What `prepare_seed` returned."""
+    return json.loads((seed_folder(work, corpus, seed) / "prepared.json").read_text(encoding="utf-8"))

@@ -1,0 +1,79 @@
+"""Figures of a trained arm on unseen studies: retrieval in both directions and zero-shot AUROC."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from eval.prompts import PromptSet
+from eval.retrieval import retrieval_metrics
+from eval.zero_shot import zero_shot_metrics, zero_shot_scores
+from evidence.studies import CHANNELS, Studies
+from modeling_alta import AltaModel
+
+
+__all__ = ["RECALLS", "measure"]
+
+CUTOFFS = (1, 5)
+DIRECTIONS = ("text_to_image", "image_to_text")
+RECALLS = tuple(f"{direction}_{k}" for direction in DIRECTIONS for k in CUTOFFS)
+CHUNK = 64
+BOOTSTRAP_SAMPLES = 1  # the spread is that of the seeds
+
+
+@torch.no_grad()
+def measure(
+    model: AltaModel, tokenizer: PreTrainedTokenizerBase, studies: Studies, prompts: PromptSet
+) -> dict[str, Any]:
+    """
+    Args:
+        model ([`AltaModel`]): in eval mode.
+        tokenizer (`PreTrainedTokenizerBase`): its `model_max_length` is the limit of a report.
+        studies ([`Studies`]): the candidates, each with its report.
+        prompts ([`PromptSet`]): of the zero-shot labels.
+
+    Returns:
+        `dict`: `candidates`, `distinct_reports`, and `value` and `chance` of `text_to_image_1`, `text_to_image_5`,
+        `image_to_text_1`, `image_to_text_5`, `macro_auroc` and, under `auroc`, of every label.
+    """
+    images, texts = _embed_images(model, studies), _embed_texts(model, tokenizer, studies.reports)
+    retrieval = retrieval_metrics(images, texts, studies.reports, CUTOFFS, BOOTSTRAP_SAMPLES)
+    figures = {
+        f"{direction}_{k}": _bare(retrieval[direction][f"recall_at_{k}"]) for direction in DIRECTIONS for k in CUTOFFS
+    }
+    return {
+        "candidates": retrieval["studies"],
+        "distinct_reports": retrieval["distinct_reports"],
+        **figures,
+        **_zero_shot(model, tokenizer, images, studies, prompts),
+    }
+
+
+def _zero_shot(model, tokenizer, images, studies, prompts) -> dict[str, Any]:
+    embeds = dict(zip(prompts.texts, _embed_texts(model, tokenizer, prompts.texts), strict=True))
+    scores = {}
+    for label, pair in prompts.labels.items():
+        positive, negative = (torch.stack([embeds[text] for text in side]) for side in (pair.positive, pair.negative))
+        scores[label] = zero_shot_scores(images, positive, negative)
+    results = zero_shot_metrics(scores, studies.labels, BOOTSTRAP_SAMPLES)
+    auroc = {label: _bare(result["auroc"]) for label, result in results["labels"].items()}
+    return {"macro_auroc": _bare(results["macro_auroc"]), "auroc": auroc}
+
+
+def _bare(figure: dict[str, Any]) -> dict[str, float]:
+    return {"value": figure["value"], "chance": figure["chance"]}
+
+
+def _embed_images(model: nn.Module, studies: Studies) -> torch.Tensor:
+    embeds = []
+    for start in range(0, len(studies.samples), CHUNK):
+        chunk = studies.samples[start : start + CHUNK]
+        pixel_values = torch.stack([sample["pixel_values"] for sample in chunk]).expand(-1, -1, CHANNELS, -1, -1)
+        embeds.append(model.get_image_features(pixel_values, torch.stack([sample["view_mask"] for sample in chunk])))
+    return torch.cat(embeds)
+
+
+def _embed_texts(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> torch.Tensor:
+    encoded = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+    return model.get_text_features(encoded["input_ids"], encoded["attention_mask"])

@@ -1,0 +1,158 @@
+"""Run the experiment: `make evidence`, or
+
+    python -m evidence.run --sweep                       # the learning rates, on a seed and a split of their own
+    python -m evidence.run                               # PhantomCXR
+    python -m evidence.run --corpus covid_cxr --covid-root ../shared/data/covid_cxr
+    python -m evidence.report                            # RESULTS.md from what these wrote
+
+Every job, a seed's preparation or one arm, runs alone on one thread of one of two worker processes. The results lie in
+`runs/evidence/<corpus>.json`; those of the sweep in `evidence/sweep.json`, which is part of the repository.
+"""
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from eval.protocol import positive_int, write_json
+from evidence.arms import ARMS, COVID_ARMS, FAMILIES
+from evidence.jobs import CORPORA, prepare_seed, read_prepared, run_arm
+from evidence.measures import RECALLS
+from evidence.settings import QUICK, STANDARD, Settings
+
+
+__all__ = ["main", "run_experiment", "run_sweep"]
+
+WORK = Path("runs/evidence")
+SWEEP = Path("evidence/sweep.json")
+Job = tuple[Any, ...]  # a function and its arguments
+
+
+def run_experiment(
+    corpus: str, arms: Iterable[str], settings: Settings, work: Path, covid_root: Path | None = None, workers: int = 2
+) -> dict[str, Any]:
+    """
+    Prepare every seed and train every arm on it.
+
+    Args:
+        corpus (`str`): a key of `CORPORA`.
+        arms (iterable of `str`): keys of `ARMS`.
+        settings ([`Settings`]).
+        work (`Path`): folder for what the arms of a seed share.
+        covid_root (`Path`, *optional*): folder of the COVID-19 collection.
+        workers (`int`): processes.
+
+    Returns:
+        `dict`: `corpus`, `settings`, `workers`, `seconds`, `prepared` (seed → what it took) and `runs`.
+    """
+    start = time.monotonic()
+    plan = [
+        (
+            (prepare_seed, corpus, seed, settings, work, covid_root),
+            [(run_arm, corpus, seed, arm, settings, work, settings.learning_rates[ARMS[arm].family]) for arm in arms],
+        )
+        for seed in settings.seeds
+    ]
+    runs = [result for job, result in _run_jobs(plan, workers) if job[0] is run_arm]
+    return {
+        "corpus": corpus,
+        "settings": asdict(settings),
+        "workers": workers,
+        "seconds": time.monotonic() - start,
+        "prepared": {seed: read_prepared(work, corpus, seed) for seed in settings.seeds},
+        "runs": sorted(runs, key=lambda run: (run["seed"], list(ARMS).index(run["arm"]))),
+    }
+
+
+def run_sweep(settings: Settings, work: Path, workers: int = 2) -> dict[str, Any]:
+    """
+    Every learning rate of `settings.sweep`, on the validation split of `settings.sweep_seed`.
+
+    Returns:
+        `dict`: `seed`, `seconds`, `steps` and `rates`: family → rate → mean of the four recalls.
+    """
+    start, seed = time.monotonic(), settings.sweep_seed
+    arms = [
+        (run_arm, "phantom", seed, FAMILIES[family], settings, work, rate, True)
+        for family, rates in settings.sweep.items()
+        for rate in rates
+    ]
+    plan = [((prepare_seed, "phantom", seed, settings, work, None), arms)]
+    found = {
+        (run["arm"], run["learning_rate"]): fmean(run["figures"][name]["value"] for name in RECALLS)
+        for job, run in _run_jobs(plan, workers)
+        if job[0] is run_arm
+    }
+    rates = {
+        family: {str(rate): found[FAMILIES[family], rate] for rate in tried}
+        for family, tried in settings.sweep.items()
+    }
+    return {"seed": seed, "seconds": time.monotonic() - start, "steps": settings.steps, "rates": rates}
+
+
+def _run_jobs(plan: list[tuple[Job, list[Job]]], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Run the first job of every pair, and after it those that follow it; give each with its result as it ends."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        running: dict[Future, tuple[Job, list[Job]]] = {pool.submit(*job): (job, after) for job, after in plan}
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                (job, after), result = running.pop(future), future.result()
+                running |= {pool.submit(*next_job): (next_job, []) for next_job in after}
+                print(f"{_describe(job)}: {len(running)} jobs left", flush=True)
+                yield job, result
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+
+
+def _describe(job: Job) -> str:
+    function, corpus, seed, *rest = job
+    if function is prepare_seed:
+        return f"{corpus}, seed {seed}: prepared"
+    return f"{corpus}, seed {seed}: {rest[0]} at {rest[3]:g}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _parse(argv)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    settings = QUICK if args.quick else STANDARD
+    settings = replace(settings, seeds=tuple(args.seeds)) if args.seeds else settings
+    if args.sweep:
+        write_json(run_sweep(settings, args.work, args.workers), args.sweep_output)
+        return
+    arms = args.arms or (list(ARMS) if args.corpus == "phantom" else COVID_ARMS)
+    results = run_experiment(args.corpus, arms, settings, args.work, args.covid_root, args.workers)
+    write_json(results, args.work / f"{args.corpus}.json")
+    print(f"{len(results['runs'])} runs in {results['seconds'] / 60:.1f} min: {args.work / args.corpus}.json")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", choices=CORPORA, default="phantom", help="default: %(default)s")
+    parser.add_argument("--covid-root", type=Path, help="folder of the COVID-19 collection, for its corpus")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="these alone")
+    parser.add_argument("--seeds", nargs="+", type=int, help="in place of those of the settings")
+    parser.add_argument("--sweep", action="store_true", help="try the learning rates instead")
+    parser.add_argument("--quick", action="store_true", help="two steps of everything, to try the path")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder to write (default: %(default)s)")
+    parser.add_argument("--sweep-output", type=Path, default=SWEEP, help="file of the sweep (default: %(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=2, help="processes (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.corpus == "covid_cxr" and args.covid_root is None:
+        parser.error("`--covid-root` must be the folder of the collection for `--corpus covid_cxr`, got none.")
+    return args
+
+
+if __name__ == "__main__":
+    main()

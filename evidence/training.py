@@ -1,0 +1,75 @@
+"""The one optimizer loop that every stage and every arm runs."""
+
+import time
+from collections.abc import Iterator
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import get_cosine_schedule_with_warmup
+
+
+__all__ = ["count_parameters", "train"]
+
+BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM, WARMUP_SHARE = (0.9, 0.95), 0.05, 1.0, 0.1
+
+
+def train(
+    model: nn.Module, batches: Iterator[dict[str, torch.Tensor]], num_steps: int, learning_rate: float, seed: int
+) -> dict[str, Any]:
+    """
+    Train what requires a gradient: AdamW, weight decay on matrices only, warm-up over a tenth, cosine to zero.
+
+    Args:
+        model (`nn.Module`): its output has a `loss`; left in eval mode.
+        batches (iterator of `dict`): arguments of the model.
+        num_steps (`int`), learning_rate (`float`).
+        seed (`int`): of masks and dropout.
+
+    Returns:
+        `dict`: `first_loss`, `last_loss` (means over a tenth of the steps), `steps`, `cpu_seconds`.
+
+    Raises:
+        FloatingPointError: at a loss that is not finite.
+    """
+    optimizer = _optimizer(model, learning_rate)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, round(WARMUP_SHARE * num_steps), num_steps)
+    torch.manual_seed(seed)
+    model.train()
+    losses, start = [], time.process_time()
+    for step in range(num_steps):
+        loss = model(**next(batches)).loss
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"The loss is not finite at step {step}.")
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    model.eval()
+    tenth = max(1, num_steps // 10)
+    return {
+        "first_loss": fmean(losses[:tenth]),
+        "last_loss": fmean(losses[-tenth:]),
+        "steps": num_steps,
+        "cpu_seconds": time.process_time() - start,
+    }
+
+
+def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim in (2, 4)], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in trained if p.ndim not in (2, 4)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS)
+
+
+def count_parameters(model: nn.Module) -> dict[str, int | float]:
+    """Trained parameters and all of the model; the untrained copies that PEFT keeps aside are not part of it."""
+    counted = [parameter for name, parameter in model.named_parameters() if ".original_module." not in name]
+    trainable = sum(parameter.numel() for parameter in counted if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in counted)
+    return {"total": total, "trainable": trainable, "trainable_share": trainable / total}

@@ -1,0 +1,135 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from evidence.arms import ARMS, COVID_ARMS, FAMILIES
+from evidence.jobs import prepare_seed, run_arm
+from evidence.models import base_model, build_model
+from evidence.report import claims, compare, main, render, summarize
+from evidence.run import run_experiment, run_sweep
+from evidence.settings import QUICK, STANDARD
+from evidence.studies import Studies, keep_frontals
+from evidence.training import count_parameters
+
+
+SEED = 0
+WORDS = "text_model.embeddings.word_embeddings.weight"
+
+
+def fake_run(arm, seed, recall, share=0.08):
+    figure = {"value": recall, "chance": 0.1}
+    names = ("text_to_image_1", "text_to_image_5", "image_to_text_1", "image_to_text_5")
+    return {
+        "arm": arm,
+        "seed": seed,
+        "learning_rate": 1e-3,
+        "parameters": {"trainable_share": share},
+        "training": {"cpu_seconds": 1.0, "steps": 2},
+        "figures": {
+            **dict.fromkeys(names, figure),
+            "candidates": 10,
+            "macro_auroc": {"value": 0.5, "chance": 0.5},
+            "auroc": {"Nodule": {"value": 0.5, "chance": 0.5}},
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evidence")
+    prepare_seed("phantom", SEED, QUICK, folder, None)
+    return folder
+
+
+def build(name, work):
+    return build_model(ARMS[name], QUICK, work / f"phantom-{SEED}", SEED)
+
+
+def test_the_adapter_arm_trains_at_most_a_tenth_of_the_parameters(work):
+    model = build_model(ARMS["adapters"], STANDARD, work / f"phantom-{SEED}", SEED)
+    assert count_parameters(model)["trainable_share"] <= 0.1
+
+
+def test_heads_alone_leave_both_towers_frozen_and_full_fine_tuning_trains_them(work):
+    heads, full = (
+        {name for name, parameter in build(arm, work).named_parameters() if parameter.requires_grad}
+        for arm in ("heads", "full")
+    )
+    assert heads and not any(name.startswith(("vision_model", "text_model")) for name in heads)
+    assert {"vision_model.blocks.0.attn.qkv.weight", WORDS} <= full
+    assert "vision_model.pos_embed" not in full
+
+
+def test_the_random_arm_shares_only_the_text_tower_with_the_method(work):
+    method, random = (base_model(build(arm, work)).state_dict() for arm in ("heads", "random"))
+    name = "vision_model.blocks.0.attn.qkv.weight"
+    assert torch.equal(method[WORDS], random[WORDS]) and not torch.equal(method[name], random[name])
+
+
+def test_an_arm_is_measured_on_unseen_studies_and_repeats_with_its_seed(work):
+    runs = [run_arm("phantom", SEED, "adapters", QUICK, work, 1e-3) for _ in range(2)]
+    assert runs[0]["figures"] == runs[1]["figures"]
+    assert runs[0]["figures"]["candidates"] == QUICK.num_candidates
+    assert runs[0]["training"]["steps"] == QUICK.steps
+
+
+def test_the_frontal_arm_sees_no_other_view():
+    sample = {"view_mask": torch.tensor([True, True, True, False])}
+    without = {"view_mask": torch.tensor([False, True, False, False])}
+    kept = keep_frontals(Studies([sample, without], [["a"], ["b"]]))
+    assert [sample["view_mask"].tolist() for sample in kept.samples] == [[True, False, False, False]]
+    assert kept.labels == [["a"]]
+
+
+def test_experiment_and_sweep_run_every_job_and_the_report_has_their_figures(tmp_path):
+    results = run_experiment("phantom", ("adapters", "full", "frontal"), QUICK, tmp_path, workers=1)
+    assert [(run["seed"], run["arm"]) for run in results["runs"]] == [
+        (seed, arm) for seed in QUICK.seeds for arm in ("adapters", "full", "frontal")
+    ]
+    sweep = run_sweep(QUICK, tmp_path, workers=1)
+    assert {family: len(rates) for family, rates in sweep["rates"].items()} == {
+        family: len(rates) for family, rates in QUICK.sweep.items()
+    }
+    for name, content in (("phantom", results), ("sweep", sweep)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    files = {"work": tmp_path, "sweep": tmp_path / "sweep.json", "output": tmp_path / "RESULTS.md"}
+    main([word for name, path in files.items() for word in (f"--{name}", str(path))])
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert all(ARMS[arm].title in page for arm in ("adapters", "full", "frontal"))
+    assert "chance" in page and page == render(tmp_path, tmp_path / "sweep.json").rstrip() + "\n"
+
+
+def test_comparisons_are_of_the_same_seeds_and_claims_follow_from_them():
+    recalls = {"adapters": (0.3, 0.4), "full": (0.35, 0.39), "frontal": (0.2, 0.36)}
+    results = {"runs": [fake_run(arm, seed, values[seed]) for arm, values in recalls.items() for seed in (0, 1)]}
+    # -5 and +1 points: mean -2, deviation 4.24
+    found = compare(results, "adapters", "full", "text_to_image_1")
+    assert found["mean"] == pytest.approx(-2) and found["std"] == pytest.approx(4.2426, abs=1e-3)
+    said = claims(results)
+    assert not said["is_decided"] and said["full_holds"] and said["share_holds"] and said["frontal_holds"]
+    assert said["frontal"]["image_to_text_1"]["mean"] == pytest.approx(7)
+
+
+def test_summary_is_in_points():
+    prepared = {"0": {"seconds": 1.0, "records": {"splits": {"train": {"records": 5}}}}}
+    runs = [fake_run("adapters", seed, recall) for seed, recall in ((0, 0.2), (1, 0.4))]
+    summary = summarize({"runs": runs, "seconds": 60.0, "workers": 2, "prepared": prepared, "settings": {}})
+    assert summary["arms"]["adapters"]["text_to_image_1"] == pytest.approx((30.0, 14.1421), abs=1e-3)
+    assert summary["chance"]["text_to_image_1"] == pytest.approx(10.0) and summary["minutes"] == 1
+
+
+def test_every_family_of_arms_has_a_rate_and_a_sweep():
+    families = {arm.family for arm in ARMS.values()}
+    assert families == set(FAMILIES) == set(STANDARD.learning_rates) == set(STANDARD.sweep)
+    assert set(COVID_ARMS) <= set(ARMS)
+    assert all(STANDARD.learning_rates[family] in rates for family, rates in STANDARD.sweep.items())
+
+
+def test_command_asks_for_the_folder_of_the_collection():
+    command = [sys.executable, "-m", "evidence.run", "--corpus", "covid_cxr"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and "`--covid-root` must be the folder" in result.stderr

@@ -52,7 +52,7 @@ def measure(num_studies: int, micro_batch_size: int) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = build_model()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    inputs = make_batch(model.config, num_studies, mean_length=90, all_views=False)
+    inputs = make_batch(model.config, num_studies, mean_length=90, views="half")
     parts = [dict(zip(inputs, values, strict=True)) for values in zip(*split(inputs, micro_batch_size), strict=True)]
     del inputs
     if len(parts) > 1:

@@ -4,6 +4,8 @@ What does the local contrastive loss cost, forward and backward, against a plain
 `python -m benchmarks.local_loss` prints JSON: the seconds of both, which take turns in one process (median of
 `--rounds`), and their ratio; how far values and gradients are apart; and the peak memory of both, each in a child
 process of its own without what was there before. Default sizes: 96 studies, 127 words, 196 patches, float32.
+On a machine that others use as well, `OMP_NUM_THREADS=1 … --processor-time` takes the time of the processor in place
+of the clock's.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import time
 
 import torch
 
+from benchmarks.flops import time_call
 from benchmarks.memory import PeakMemory, measure_tree
 from benchmarks.plain_form import plain_local_loss
 from modeling_alta.losses_alta import local_contrastive_loss
@@ -42,12 +45,6 @@ def run_form(form: str, words, patches, *scales) -> list[torch.Tensor]:
     else:
         loss = local_contrastive_loss(words, word_mask, patches, patch_mask, *scales)
     return [loss.detach(), *torch.autograd.grad(loss, (words, patches, *scales))]
-
-
-def seconds(form: str, inputs: list[torch.Tensor]) -> float:
-    start = time.perf_counter()
-    run_form(form, *inputs)[0].item()
-    return time.perf_counter() - start
 
 
 def differences(inputs: list[torch.Tensor]) -> dict[str, float]:
@@ -83,14 +80,21 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after one to warm up")
     parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--processor-time", action="store_true", help="time of the processor, for one thread")
     parser.add_argument("--peak-of", choices=("plain", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.processor_time and torch.get_num_threads() > 1:
+        parser.error("`--processor-time` needs one thread: set OMP_NUM_THREADS=1")
     if args.peak_of:
         print(peak_of(args.peak_of, args))
         return
     peaks = {form: measure_peak(form, args) for form in ("plain", "ours")}
     inputs = make_inputs(args)
-    times = [(seconds("plain", inputs), seconds("ours", inputs)) for _ in range(1 + args.rounds)][1:]
+    clock = time.process_time if args.processor_time else time.perf_counter
+    times = [
+        [time_call(lambda form=form: run_form(form, *inputs)[0].item(), clock) for form in ("plain", "ours")]
+        for _ in range(1 + args.rounds)
+    ][1:]
     result = {
         "threads": torch.get_num_threads(),
         "plain_seconds": statistics.median(plain for plain, _ in times),

@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.flops import count_flops, matmul_peak, utilisation
+from benchmarks.flops import count_flops, matmul_peak, time_call, utilisation
 from benchmarks.memory import PeakMemory, measure_tree
 from benchmarks.plain_form import plain_losses
 from modeling_alta import AltaConfig, AltaForPreTraining
@@ -107,12 +107,6 @@ def build_step(form: str, model: AltaForPreTraining, batch: dict[str, torch.Tens
     return step
 
 
-def seconds(function: Callable) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def time_forms(args: argparse.Namespace, dtype: torch.dtype, mean_length: int) -> dict[str, float | list[float]]:
     """Median seconds of both forms, in turn, and the medians over the rounds of their ratio and of our utilisation."""
     models = {form: build_model() for form in FORMS}
@@ -120,7 +114,10 @@ def time_forms(args: argparse.Namespace, dtype: torch.dtype, mean_length: int) -
     plain, ours = (build_step(form, models[form], batch, dtype) for form in FORMS)
     plain()  # the first steps warm up
     flops = count_flops(ours)
-    rounds = [(seconds(plain), seconds(ours), matmul_peak(dtype)) for _ in range(args.rounds)]
+    clock = time.process_time if args.processor_time else time.perf_counter
+    rounds = [
+        (time_call(plain, clock), time_call(ours, clock), matmul_peak(dtype, clock=clock)) for _ in range(args.rounds)
+    ]
     return {
         "plain_seconds": statistics.median(plain for plain, _, _ in rounds),
         "ours_seconds": statistics.median(ours for _, ours, _ in rounds),
@@ -178,8 +175,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after one to warm up; 0 for none")
     parser.add_argument("--memory", action="store_true", help="also measure the peaks")
     parser.add_argument("--losses", action="store_true", help="also compare the losses")
+    parser.add_argument("--processor-time", action="store_true", help="time of the processor, for one thread")
     parser.add_argument("--peak-of", choices=FORMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.processor_time and torch.get_num_threads() > 1:
+        parser.error("`--processor-time` needs one thread: set OMP_NUM_THREADS=1")
     if args.peak_of:
         print(peak_of(args.peak_of, args))
         return

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.tensor import DTensor
 
 
 def staged_loss(
@@ -23,10 +22,11 @@ def staged_loss(
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _is_float16(inputs[0].device.type):
         return function(*inputs)
-    parameters = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
+    parameters = list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
     if any(_is_sharded(parameter) for parameter in parameters):
         return function(*inputs)
-    return _StagedLoss.apply(function, len(inputs), *inputs, *parameters)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return _StagedLoss.apply(function, len(inputs), *inputs, *trained)
 
 
 class _StagedLoss(torch.autograd.Function):
@@ -54,8 +54,8 @@ def _is_float16(device_type: str) -> bool:
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:
-    # DeepSpeed's third stage marks what it shards by `ds_id`.
-    return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+    # FSDP2's DTensors lie on a `device_mesh`, and DeepSpeed's third stage marks what it shards by `ds_id`.
+    return hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id")
 
 
 __all__ = ["staged_loss"]

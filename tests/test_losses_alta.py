@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -140,7 +141,8 @@ def test_report_loss_is_the_mean_over_masked_tokens_and_zero_without_any():
 def test_two_processes_of_four_studies_train_as_one_of_eight(tmp_path, missing_views):
     script = [ROOT / "tests" / "run_losses_in_processes.py", tmp_path, missing_views]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run([*launcher, *script], capture_output=True, text=True, timeout=240)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([*launcher, *script], capture_output=True, text=True, timeout=240, env=environment)
     assert result.returncode == 0, result.stderr
     torch.manual_seed(0)
     model = AltaForPreTraining(make_config(missing_views=missing_views)).eval()

@@ -61,6 +61,14 @@ def test_float16_is_left_to_the_scaler(dtype):
     assert (type(loss.grad_fn).__name__ == "_StagedLossBackward") == (dtype == torch.bfloat16)
 
 
+@pytest.mark.parametrize("mark", ["device_mesh", "ds_id"])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_sharded_parameters_even_frozen_are_left_to_fsdp_and_deepspeed(mark, name):
+    layer, x = make_layer()
+    setattr(getattr(layer, name), mark, 0)
+    assert type(staged_loss(lambda x: layer(x).sum(), (x,), [layer]).grad_fn).__name__ == "SumBackward0"
+
+
 def test_without_gradients_it_is_a_plain_call():
     layer, x = make_layer()
     with torch.no_grad():

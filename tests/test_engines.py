@@ -31,10 +31,11 @@ def launch(engine: str, recipe: Path, *overrides: str) -> str:
     script = "train_accelerate.py" if engine == "ddp" else "tests/run_sharded_on_cpu.py"
     processes = ["--num_processes", "2", "--main_process_port", "0"]
     command = ["-m", "accelerate.commands.launch", "--config_file", f"engines/{engine}.yaml", *processes, script]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, *command, "--config", str(recipe), *overrides],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "DS_ACCELERATOR": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -22,8 +22,9 @@ def staged_loss(
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _is_float16(inputs[0].device.type):
         return function(*inputs)
+    modules = list(modules)
     parameters = list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
-    if any(_is_sharded(parameter) for parameter in parameters):
+    if any(_is_sharded(parameter) for parameter in parameters) or any(_has_fsdp_inside(module) for module in modules):
         return function(*inputs)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return _StagedLoss.apply(function, len(inputs), *inputs, *trained)
@@ -56,6 +57,11 @@ def _is_float16(device_type: str) -> bool:
 def _is_sharded(parameter: nn.Parameter) -> bool:
     # FSDP2's DTensors lie on a `device_mesh`, and DeepSpeed's third stage marks what it shards by `ds_id`.
     return hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id")
+
+
+def _has_fsdp_inside(module: nn.Module) -> bool:
+    # FSDP2 puts whole parameters in the place of its shards while they are used.
+    return any(hasattr(part, "unshard") for part in module.modules())
 
 
 __all__ = ["staged_loss"]

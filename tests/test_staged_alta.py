@@ -69,6 +69,12 @@ def test_sharded_parameters_even_frozen_are_left_to_fsdp_and_deepspeed(mark, nam
     assert type(staged_loss(lambda x: layer(x).sum(), (x,), [layer]).grad_fn).__name__ == "SumBackward0"
 
 
+def test_modules_that_fsdp_has_made_whole_for_now_are_left_to_it():
+    layer, x = make_layer()
+    layer.unshard = None
+    assert type(staged_loss(lambda x: layer(x).sum(), (x,), [layer]).grad_fn).__name__ == "SumBackward0"
+
+
 def test_without_gradients_it_is_a_plain_call():
     layer, x = make_layer()
     with torch.no_grad():

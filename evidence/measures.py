@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from eval.prompts import PromptSet
 from eval.retrieval import retrieval_metrics
 from eval.zero_shot import zero_shot_metrics, zero_shot_scores
-from evidence.studies import CHANNELS, Studies
+from evidence.studies import Studies
 from modeling_alta import AltaModel
 
 
@@ -69,7 +69,7 @@ def _embed_images(model: nn.Module, studies: Studies) -> torch.Tensor:
     embeds = []
     for start in range(0, len(studies.samples), CHUNK):
         chunk = studies.samples[start : start + CHUNK]
-        pixel_values = torch.stack([sample["pixel_values"] for sample in chunk]).expand(-1, -1, CHANNELS, -1, -1)
+        pixel_values = torch.stack([sample["pixel_values"] for sample in chunk])
         embeds.append(model.get_image_features(pixel_values, torch.stack([sample["view_mask"] for sample in chunk])))
     return torch.cat(embeds)
 

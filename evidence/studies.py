@@ -18,6 +18,7 @@ from processing.training_batch import TrainingStudies
 
 __all__ = ["Studies", "keep_frontals", "load_studies", "sample_batches"]
 
+
 @dataclass
 class Studies:
     """

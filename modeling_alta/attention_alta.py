@@ -12,6 +12,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 
+# Operations that take as long on a CPU as the calls for one text more.
+CALL_WORK = 4e6
+
 # Name of the attention of packed texts among those of transformers.
 PACKED_ATTENTION = "alta_packed"
 
@@ -77,9 +80,15 @@ def attend_in_packing(query, key, value, packing: TextPacking, dropout: float = 
     Args:
         query, key, value (`torch.Tensor` of shape `(1, num_heads, total_tokens, head_size)`).
     """
-    if query.device.type == "cpu":
-        return attend_one_by_one(query, key, value, packing, dropout)
-    return attend_padded(query, key, value, packing, dropout)
+    is_costly = padding_work(packing, query.shape[1] * query.shape[3]) > CALL_WORK
+    form = attend_one_by_one if query.device.type == "cpu" and is_costly else attend_padded
+    return form(query, key, value, packing, dropout)
+
+
+def padding_work(packing: TextPacking, hidden_size: int) -> float:
+    """Operations per text that padding would add to the two products of the attention."""
+    padded, needed = packing.mask.shape[1] ** 2, sum(length**2 for length in packing.lengths) / len(packing.lengths)
+    return 4 * hidden_size * (padded - needed)
 
 
 def attend_one_by_one(query, key, value, packing, dropout):

@@ -12,8 +12,8 @@ def staged_loss(
 ) -> torch.Tensor:
     """`function(*inputs)`, a scalar whose graph is freed at once; its gradients are kept for the backward pass.
 
-    It is a plain call without gradients, while compiling, in float16 (whose gradients vanish before the scaler of the
-    loss is applied), and with parameters that are sharded between processes.
+    It is a plain call where nothing wants gradients, while compiling, in float16 (whose gradients vanish before the
+    scaler of the loss is applied), and with parameters that are sharded between processes.
 
     Args:
         function (`Callable`): differentiable in `inputs` and in the trained parameters of `modules` alone.
@@ -27,6 +27,8 @@ def staged_loss(
     if any(_is_sharded(parameter) for parameter in parameters) or any(_has_fsdp_inside(module) for module in modules):
         return function(*inputs)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not any(source.requires_grad for source in (*inputs, *trained)):
+        return function(*inputs)
     return _StagedLoss.apply(function, len(inputs), *inputs, *trained)
 
 

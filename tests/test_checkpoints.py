@@ -13,16 +13,26 @@ from trained import (
     settings_of,
     start_training,
     train,
+    train_by,
     wait_for_step,
     write_recipe,
 )
 
+from recipes.recipe import read_recipe
 from training.batches import iterate_batches
 from training.build import build_run
 from training.checkpoints import find_checkpoint, save_checkpoint, trained_weights
 
 
 LONG = {"num_epochs": 4, "schedule_epochs": 4, "checkpoint_every": 2}
+
+
+def go(recipe, num_processes, *overrides):
+    """Train by a recipe: several processes need a launch, one can be this process, which saves the imports."""
+    if num_processes > 1:
+        finish(start_training(recipe, *overrides, num_processes=num_processes))
+    else:
+        train_by(read_recipe(recipe, overrides))
 
 
 def build(work, name, **settings):
@@ -54,9 +64,8 @@ def test_a_run_killed_and_resumed_has_the_losses_of_one_never_stopped(
     wait_for_step(process, tmp_path / "killed", 5)
     kill(process)
     assert len(losses_of(tmp_path / "killed")) < 8
-    output = finish(start_training(recipes["killed"], "resume=latest", num_processes=num_processes))
-    assert "Resumed from" in output
-    finish(start_training(recipes["whole"], num_processes=num_processes))
+    go(recipes["killed"], num_processes, "resume=latest")
+    go(recipes["whole"], num_processes)
     whole = losses_of(tmp_path / "whole")
     assert [row["step"] for row in whole] == [*range(1, whole[-1]["step"] + 1)] and len(whole) >= 8
     assert losses_of(tmp_path / "killed") == whole

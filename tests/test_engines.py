@@ -128,11 +128,9 @@ def test_compiled_blocks_change_no_loss_and_are_compiled_once_for_all_shapes(sta
     settings = start | {"model": {"missing_views": "skip"}, "batch_size": 6, "num_epochs": 1}
     eager = losses_of(train(work, "alta", "eager", **settings))
     counters.clear()
+    compiled = losses_of(train(work, "alta", "compiled", torch_compile=True, **settings))
+    for row, other in zip(compiled, eager, strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
     # One graph for every kind of call, which are those of the first step: none for another number of views or tokens.
-    for is_recomputed, num_graphs in ((False, 4), (True, 8)):
-        name = f"compiled_{is_recomputed}"
-        run = train(work, "alta", name, torch_compile=True, gradient_checkpointing=is_recomputed, **settings)
-        for row, other in zip(losses_of(run), eager, strict=True):
-            assert row == pytest.approx(other, rel=1e-4)
-        assert counters["stats"]["unique_graphs"] == num_graphs
+    assert counters["stats"]["unique_graphs"] == 4
     assert not counters["graph_break"]

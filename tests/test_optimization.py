@@ -10,7 +10,12 @@ def test_weight_decay_is_on_matrices_only():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
     model.token = torch.nn.Parameter(torch.zeros(1, 1, 2))
     args = SimpleNamespace(
-        batch_size=16, gradient_accumulation_steps=2, base_learning_rate=1e-3, weight_decay=0.05, betas=[0.9, 0.95]
+        batch_size=16,
+        gradient_accumulation_steps=2,
+        base_learning_rate=1e-3,
+        weight_decay=0.05,
+        betas=[0.9, 0.95],
+        mixed_precision="no",
     )
     decayed, plain = build_optimizer(args, model, num_processes=4).param_groups
     assert [p.shape for p in decayed["params"]] == [(2, 3)]

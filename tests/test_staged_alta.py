@@ -96,3 +96,10 @@ def test_training_in_stages_gives_the_gradients_of_one_graph(tiny_pretraining_mo
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[1].items():
         assert (gradients[0][name] - gradient).norm() <= tolerance * gradient.norm() + 1e-7, name
+
+
+def test_a_loss_that_nothing_trains_is_a_plain_call():
+    layer = torch.nn.Linear(2, 1).requires_grad_(False)
+    loss = staged_loss(lambda inputs: layer(inputs).sum(), (torch.ones(3, 2),), [layer])
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, layer(torch.ones(3, 2)).sum())

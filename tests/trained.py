@@ -70,7 +70,11 @@ def arguments_of(work: Path, stage: str, name: str | None = None, **settings) ->
 
 def train(work: Path, stage: str, name: str | None = None, **settings) -> Path:
     """Train in this process; the run's folder."""
-    args = arguments_of(work, stage, name, **settings)
+    return train_by(arguments_of(work, stage, name, **settings))
+
+
+def train_by(args: TrainArguments) -> Path:
+    """Train in this process by a recipe that has been read; the run's folder."""
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         train_accelerate.main(args)

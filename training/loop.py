@@ -63,8 +63,8 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], stop: StopSignal) ->
         losses.append(backward(run, parts, first, is_last))
     norm = clip_gradients(run)
     figures = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
-    figures |= {"gradient_norm": norm, "waited": waited, "seconds": time.perf_counter() - start}
-    figures = share(run.accelerator, figures | {"stopped": stop.received, "skipped": len(skipped)})
+    figures |= {"gradient_norm": norm, "waited": waited, "stopped": stop.received, "skipped": len(skipped)}
+    figures = share(run.accelerator, figures)
     check_finite(run.accelerator, figures, study_ids)
     if figures["skipped"]:
         run.progress.skipped += note_skipped(run, skipped)
@@ -76,7 +76,7 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], stop: StopSignal) ->
     if run.accelerator.scaler is not None:
         # The gradients of a step that the scaler skipped are not finite, and moved nothing.
         figures |= {"overflow_share": float(is_skipped)} | ({"gradient_norm": 0.0} if is_skipped else {})
-    return figures
+    return figures | {"seconds": time.perf_counter() - start}
 
 
 def backward(run: Run, parts: list[dict[str, torch.Tensor]], first: int, is_last: bool) -> dict[str, torch.Tensor]:

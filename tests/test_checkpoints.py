@@ -27,50 +27,66 @@ from training.checkpoints import find_checkpoint, save_checkpoint, trained_weigh
 LONG = {"num_epochs": 4, "schedule_epochs": 4, "checkpoint_every": 2}
 
 
-def go(recipe, num_processes, *overrides):
-    """Train by a recipe: several processes need a launch, one can be this process, which saves the imports."""
-    if num_processes > 1:
-        finish(start_training(recipe, *overrides, num_processes=num_processes))
-    else:
-        train_by(read_recipe(recipe, overrides))
-
-
 def build(work, name, **settings):
     AcceleratorState._reset_state(reset_partial_state=True)
     return build_run(arguments_of(work, "alta", name, **settings))
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "settings"),
+    "settings",
     [
-        (1, {"batch_size": 6, "gradient_accumulation_steps": 2, "num_workers": 2}),
-        (1, {"batch_size": 6, "micro_batch_size": 3, "streaming": True, "num_workers": 2}),
-        (2, {"batch_size": 3, "gradient_accumulation_steps": 2}),
-        (2, {"batch_size": 3, "gradient_accumulation_steps": 2, "streaming": True, "num_workers": 2}),
+        {"batch_size": 6, "gradient_accumulation_steps": 2, "num_workers": 2},
+        {"batch_size": 6, "micro_batch_size": 3, "streaming": True, "num_workers": 2},
     ],
-    ids=["one process", "one process, streamed, cached", "two processes", "two processes, streamed"],
+    ids=["prepared, accumulated", "streamed, cached"],
 )
-def test_a_run_killed_and_resumed_has_the_losses_of_one_never_stopped(
-    mrm_run, work, tmp_path, num_processes, settings
-):
-    recipes = {
+def test_a_run_killed_and_resumed_has_the_losses_of_one_never_stopped(mrm_run, work, tmp_path, settings):
+    recipes = write_recipes(work, tmp_path, killed=settings, whole=settings)
+    kill_at_step(start_training(recipes["killed"]), tmp_path / "killed", 5)
+    for recipe, overrides in ((recipes["killed"], ["resume=latest"]), (recipes["whole"], [])):
+        train_by(read_recipe(recipe, overrides))
+    assert_went_on(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_two_processes_killed_and_resumed_have_the_losses_of_a_run_never_stopped(mrm_run, work, tmp_path):
+    prepared = {"batch_size": 3, "gradient_accumulation_steps": 2}
+    streamed = prepared | {"streaming": True, "num_workers": 2}
+    recipes = write_recipes(work, tmp_path, whole_1=prepared, killed_1=prepared, whole_2=streamed, killed_2=streamed)
+    first = start_recipes(recipes["whole_1"], recipes["whole_2"], recipes["killed_1"])
+    kill_at_step(first, tmp_path / "killed_1", 5)
+    second = start_recipes(f"{recipes['killed_1']}:resume=latest", recipes["killed_2"])
+    kill_at_step(second, tmp_path / "killed_2", 5)
+    finish(start_recipes(f"{recipes['killed_2']}:resume=latest"))
+    for number in (1, 2):
+        assert_went_on(tmp_path / f"killed_{number}", tmp_path / f"whole_{number}")
+
+
+def write_recipes(work, folder, **settings):
+    """Recipes whose runs lie in `folder` under their names."""
+    return {
         name: write_recipe(
-            tmp_path / f"{name}.yaml",
-            settings_of(work, "alta", **LONG, **settings) | {"output_dir": f"{tmp_path}/{name}"},
+            folder / f"{name}.yaml", settings_of(work, "alta", **LONG, **own) | {"output_dir": f"{folder}/{name}"}
         )
-        for name in ("whole", "killed")
+        for name, own in settings.items()
     }
-    process = start_training(recipes["killed"], num_processes=num_processes)
-    wait_for_step(process, tmp_path / "killed", 5)
+
+
+def start_recipes(*recipes):
+    return start_training(*map(str, recipes), num_processes=2, script="tests/run_recipes_in_processes.py")
+
+
+def kill_at_step(process, run, step):
+    wait_for_step(process, run, step)
     kill(process)
-    assert len(losses_of(tmp_path / "killed")) < 8
-    go(recipes["killed"], num_processes, "resume=latest")
-    go(recipes["whole"], num_processes)
-    whole = losses_of(tmp_path / "whole")
-    assert [row["step"] for row in whole] == [*range(1, whole[-1]["step"] + 1)] and len(whole) >= 8
-    assert losses_of(tmp_path / "killed") == whole
-    same = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in recipes]
-    assert all(torch.equal(same[0][key], same[1][key]) for key in same[0])
+    assert len(losses_of(run)) < 8
+
+
+def assert_went_on(killed, whole):
+    rows = losses_of(whole)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and len(rows) >= 8
+    assert losses_of(killed) == rows
+    weights = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (killed, whole)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize("streaming", [False, True])

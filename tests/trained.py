@@ -83,14 +83,17 @@ def train_by(args: TrainArguments) -> Path:
     return Path(args.output_dir)
 
 
-def start_training(recipe: Path, *overrides: str, num_processes: int = 1, **environment: str) -> subprocess.Popen:
-    """Train in processes of their own."""
+def start_training(
+    recipe: Path | str, *more: str, num_processes: int = 1, script: str = "train_accelerate.py"
+) -> subprocess.Popen:
+    """Train in processes of their own: by a recipe and overrides, or by what else `script` takes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    command = [sys.executable, *(launcher if num_processes > 1 else []), "train_accelerate.py"]
+    command = [sys.executable, *(launcher if num_processes > 1 else []), script]
+    arguments = ["--config", str(recipe)] if script == "train_accelerate.py" else [str(recipe)]
     return subprocess.Popen(
-        [*command, "--config", str(recipe), *overrides],
+        [*command, *arguments, *more],
         cwd=TESTS.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

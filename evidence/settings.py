@@ -18,7 +18,6 @@ MODEL = {
         "num_attention_heads": 4,
     },
     "text_config": {**TEXT_SIZES, "intermediate_size": 192, "max_position_embeddings": 48},
-    "projection_dim": 32,
     "decoder_hidden_size": 48,
     "decoder_num_hidden_layers": 2,
     "decoder_num_attention_heads": 4,

@@ -84,6 +84,9 @@ def test_ddp_trains_as_one_process(expected, start, work, tmp_path):
     launch("ddp", write_recipe(tmp_path / "recipe.yaml", settings_of_two(work, "ddp", **start, **WATCHED)))
     assert engine_of(work / "ddp") == ("MULTI_CPU", 2)
     assert_same_run(work / "ddp", expected)
+    metrics = json.loads((work / "ddp" / "metrics.json").read_text())
+    assert (metrics["run"]["processes"], metrics["run"]["steps"]) == (2, 6)
+    assert metrics["validation"]["metric"] == "text_to_image_recall_at_5"
 
 
 @pytest.mark.parametrize("engine", SHARDED)

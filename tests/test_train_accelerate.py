@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 
@@ -7,7 +6,7 @@ import torch
 from conftest import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
-from trained import finish, losses_of, settings_of, start_training, train, write_recipe
+from trained import losses_of, train
 
 from modeling_alta import AltaForMaskedRecordModeling, AltaForPreTraining, AltaModel, AltaProcessor
 from processing.study_records import load_study_records
@@ -129,14 +128,6 @@ def test_streamed_records_train(mrm_run, work):
     run = train(work, "alta", "streamed", streaming=True)
     assert [row["step"] for row in losses_of(run)] == [1, 2, 3, 4, 5, 6]
     train(work, "mrm", "streamed_mrm", streaming=True, num_epochs=1)
-
-
-def test_two_processes_train_a_stage_and_write_it_once(mrm_run, work, tmp_path):
-    settings = settings_of(work, "alta", "two", batch_size=4, num_epochs=1, validate_every=2)
-    finish(start_training(write_recipe(tmp_path / "recipe.yaml", settings), num_processes=2))
-    metrics = json.loads((work / "two" / "metrics.json").read_text())
-    assert (metrics["run"]["processes"], metrics["run"]["steps"], len(losses_of(work / "two"))) == (2, 3, 3)
-    assert metrics["validation"]["metric"] == "text_to_image_recall_at_5"
 
 
 def test_more_studies_a_step_than_there_are_is_an_error(mrm_run, work):

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.train_step import build_model, make_batch
+from modeling_alta import AltaConfig
 from training.gradient_cache import backward_in_parts
 
 
@@ -52,9 +53,7 @@ def measure(num_studies: int, micro_batch_size: int) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = build_model()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    inputs = make_batch(model.config, num_studies, mean_length=90, views="half")
-    parts = [dict(zip(inputs, values, strict=True)) for values in zip(*split(inputs, micro_batch_size), strict=True)]
-    del inputs
+    parts = [make_part(model.config, micro_batch_size) for _ in range(num_studies // micro_batch_size)]
     if len(parts) > 1:
         backward_in_parts(accelerator, model, model.config, parts, torch.manual_seed, lambda is_last: nullcontext())
     else:
@@ -64,9 +63,10 @@ def measure(num_studies: int, micro_batch_size: int) -> dict[str, Any]:
     return {"studies": num_studies, "parts": len(parts), "peak_gib": peak / 2**20}
 
 
-def split(inputs: dict[str, torch.Tensor], size: int) -> list[tuple[torch.Tensor, ...]]:
-    """The inputs in parts that hold no more than their own studies."""
-    return [tuple(part.clone() for part in value.split(size)) for value in inputs.values()]
+def make_part(config: AltaConfig, num_studies: int) -> dict[str, torch.Tensor]:
+    """A part of a batch as the trainer's collator gives it: one channel of every image."""
+    part = make_batch(config, num_studies, mean_length=90, views="half")
+    return part | {name: part[name][..., :1, :, :].clone() for name in ("pixel_values", "target_pixel_values")}
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from eval.prompts import PromptSet, load_prompts
 from eval.retrieval import retrieval_metrics
 from eval.zero_shot import zero_shot_metrics, zero_shot_scores
 from modeling_alta import AltaConfig, AltaForPreTraining, AltaOutput, AltaProcessor
+from modeling_alta.configuration_alta import VIEW_NAMES
 from modeling_alta.convert_alta import convert_mrm, read_tokenizer
 from modeling_alta.export_alta import build_processor, export_adapter, export_full
 from processing.study_records import load_study_records
+from processing.trainable_records import find_trainable
 from processing.training_batch import AltaCollator, TrainingStudies
 from recipes.recipe import TrainArguments
 from training.run import Run
@@ -99,17 +101,16 @@ class StudyAndTextEmbedder(nn.Module):
 
 
 def validation_records(args: TrainArguments) -> list[dict[str, Any]]:
-    """The first `validation_studies` records of the validation split that have a report.
+    """The first `validation_studies` records of the validation split that training could take.
 
     Raises:
         ValueError: if there is none.
     """
     records = load_study_records(args.records, args.validation_split)
-    has_report = [bool(report and report.strip()) for report in records["report"]]
-    chosen = [index for index, is_given in enumerate(has_report) if is_given][: args.validation_studies]
-    if not chosen:
+    positions, _ = find_trainable(records, VIEW_NAMES)
+    if not len(positions):
         raise ValueError(f"`validation_split` must hold studies with reports, got none in {args.validation_split!r}.")
-    return list(records.select(chosen))
+    return list(records.select(positions[: args.validation_studies]))
 
 
 def flat_recalls(results: dict[str, Any]) -> dict[str, float]:

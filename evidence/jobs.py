@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertForMaskedLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from eval.prompts import load_prompts
 from eval.protocol import write_json
@@ -21,7 +21,7 @@ from modeling_alta.convert_alta import read_tokenizer
 from processing.covid_cxr import prepare_covid_cxr
 from processing.phantom import prepare_phantom
 from processing.study_records import load_study_records
-from processing.text_encoder import pretrain_text_encoder, train_tokenizer
+from processing.text_encoder import ReportEncoder, pretrain_text_encoder, train_tokenizer
 from processing.training_batch import AltaCollator, MrmCollator
 
 
@@ -92,7 +92,7 @@ def _make_vision_tower(folder: Path, studies: Studies, settings: Settings, seed:
 
 def _start_report_decoder(model: AltaForMaskedRecordModeling, text_encoder: Path) -> None:
     """Start the decoder of reports from the text encoder: from random weights it takes most of so short a stage."""
-    pretrained = BertForMaskedLM.from_pretrained(text_encoder)
+    pretrained = ReportEncoder.from_pretrained(text_encoder)
     model.report_decoder.load_state_dict(pretrained.bert.state_dict())
     head = pretrained.cls.predictions
     model.report_head.dense.load_state_dict(head.transform.dense.state_dict())

@@ -114,6 +114,12 @@ def claims(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def against_method(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What every other arm has more than the method, on the same seeds: arm → recall → what `compare` gives."""
+    arms = [name for name in ARMS if name != "adapters" and any(run["arm"] == name for run in results["runs"])]
+    return {name: {recall: compare(results, name, "adapters", recall) for recall in RECALLS} for name in arms}
+
+
 def mean_std(values: list[float]) -> tuple[float, float]:
     """Mean and sample standard deviation, 0 of a single value."""
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
@@ -133,6 +139,7 @@ def render(work: Path, sweep: Path) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         phantom=summarize(found["phantom"]),
         claims=claims(found["phantom"]),
+        against_method=against_method(found["phantom"]),
         covid=summarize(found["covid_cxr"]) if "covid_cxr" in found else None,
         sweep=read(sweep) if sweep.is_file() else None,
         families=FAMILIES,

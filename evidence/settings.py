@@ -7,8 +7,8 @@ from typing import Any
 __all__ = ["QUICK", "STANDARD", "Settings"]
 
 
-TEXT_SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-TEXT_TRAINING = {"epochs": 6, "batch_size": 32, "learning_rate": 3e-3}
+TEXT_SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT_TRAINING = {"epochs": 11, "batch_size": 64, "learning_rate": 3e-3}
 MODEL = {
     "vision_config": {
         "image_size": 48,
@@ -17,13 +17,20 @@ MODEL = {
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
     },
-    "text_config": {**TEXT_SIZES, "intermediate_size": 192, "max_position_embeddings": 48},
+    "text_config": {
+        **TEXT_SIZES,
+        "intermediate_size": 192,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
     "decoder_hidden_size": 48,
     "decoder_num_hidden_layers": 2,
     "decoder_num_attention_heads": 4,
     "decoder_patch_size": 6,
-    "mask_ratio": 0.5,
-    "max_report_length": 48,
+    "mask_ratio": 0.25,
+    "report_mask_ratio": 0.75,
+    "max_report_length": 64,
 }
 
 
@@ -43,41 +50,46 @@ class Settings:
         model (`dict`): fields of `AltaConfig` for masked record modelling.
         bottleneck_ratio (`float`): of the adapters.
         alignment (`dict`): fields of `AltaConfig` for the arms. The published three quarters of masked patches are of
-            196, here there are 16; and scales that start at the published 1 / 0.07 hold heads that start from random
-            weights back for longer than these short runs.
+            196; here there are 16, and one of them holds all of a nodule. Scales that start at the published 1 / 0.07
+            hold heads that start from random weights back in runs so short.
         batch_size, mrm_batch_size, mrm_steps, steps (`int`): of the two stages.
         mrm_learning_rate (`float`): of masked record modelling.
         learning_rates (`dict`): family of arms → the rate that the sweep chose.
         sweep (`dict`): family of arms → the rates to try.
     """
 
-    num_studies: int = 2000
+    num_studies: int = 4000
     num_candidates: int = 150
     seeds: tuple[int, ...] = (0, 1, 2)
     sweep_seed: int = 100
     image_size: int = 48
     vocab_size: int = 400
-    max_report_length: int = 48
+    max_report_length: int = 64
     text_encoder: dict[str, Any] = field(default_factory=lambda: dict(TEXT_SIZES, projection_size=32) | TEXT_TRAINING)
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
     bottleneck_ratio: float = 0.1875
     alignment: dict[str, Any] = field(
-        default_factory=lambda: {"missing_views": "skip", "mask_ratio": 0.25, "logit_scale_init_value": 1.6}
+        default_factory=lambda: {
+            "missing_views": "skip",
+            "mask_ratio": 0.125,
+            "report_mask_ratio": 0.5,
+            "logit_scale_init_value": 1.6,
+        }
     )
-    batch_size: int = 32
-    mrm_batch_size: int = 64
-    mrm_steps: int = 500
-    steps: int = 300
-    mrm_learning_rate: float = 3e-3
+    batch_size: int = 16
+    mrm_batch_size: int = 48
+    mrm_steps: int = 1000
+    steps: int = 400
+    mrm_learning_rate: float = 5e-3
     learning_rates: dict[str, float] = field(
-        default_factory=lambda: {"adapters": 1e-2, "heads": 1e-2, "all": 3e-3, "clip": 3e-3}
+        default_factory=lambda: {"adapters": 1e-2, "heads": 1e-2, "all": 3e-3, "clip": 5e-4}
     )
     sweep: dict[str, tuple[float, ...]] = field(
         default_factory=lambda: {
-            "adapters": (5e-3, 1e-2, 2e-2),
+            "adapters": (2.5e-3, 5e-3, 1e-2, 2e-2),
             "heads": (5e-3, 1e-2, 2e-2),
-            "all": (1e-3, 3e-3, 1e-2),
-            "clip": (1e-3, 3e-3, 1e-2),
+            "all": (1.5e-3, 3e-3, 6e-3),
+            "clip": (2.5e-4, 5e-4, 1e-3, 2e-3),
         }
     )
 

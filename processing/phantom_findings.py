@@ -44,21 +44,17 @@ class Finding:
 Findings = Mapping[Finding, int]
 
 SLOTS = (
-    Finding("pleural effusion", "right", 3, 0.22, "Pleural Effusion"),
-    Finding("pleural effusion", "left", 3, 0.22, "Pleural Effusion"),
-    Finding("pleural effusion", "posterior", 2, 0.18, "Pleural Effusion", only_lateral=True),
-    Finding("cardiomegaly", "", 3, 0.3, "Cardiomegaly"),
-    Finding("pneumothorax", "right", 3, 0.1, "Pneumothorax"),
-    Finding("pneumothorax", "left", 3, 0.1, "Pneumothorax"),
-    Finding("nodule", "right upper zone", 3, 0.09, "Nodule"),
-    Finding("nodule", "right mid zone", 3, 0.09, "Nodule"),
-    Finding("nodule", "left upper zone", 3, 0.09, "Nodule"),
-    Finding("nodule", "left mid zone", 3, 0.09, "Nodule"),
-    Finding("nodule", "behind the heart", 3, 0.18, "Nodule", only_lateral=True),
-    Finding("nodule", "behind the sternum", 3, 0.18, "Nodule", only_lateral=True),
+    Finding("pleural effusion", "right", 2, 0.2, "Pleural Effusion"),
+    Finding("pleural effusion", "left", 2, 0.2, "Pleural Effusion"),
+    Finding("pleural effusion", "posterior", 2, 0.2, "Pleural Effusion", only_lateral=True),
+    Finding("cardiomegaly", "", 2, 0.25, "Cardiomegaly"),
+    Finding("pneumothorax", "right", 2, 0.1, "Pneumothorax"),
+    Finding("pneumothorax", "left", 2, 0.1, "Pneumothorax"),
+    Finding("nodule", "right upper zone", 2, 0.12, "Nodule"),
+    Finding("nodule", "left mid zone", 2, 0.12, "Nodule"),
+    Finding("nodule", "behind the heart", 2, 0.2, "Nodule", only_lateral=True),
     Finding("endotracheal tube", "", 1, 0.12, "Support Devices"),
     Finding("central venous line", "right", 1, 0.15, "Support Devices"),
-    Finding("pacemaker", "left", 1, 0.1, "Support Devices"),
 )
 RIGHT_EFFUSION, LEFT_EFFUSION, POSTERIOR_EFFUSION = SLOTS[:3]
 

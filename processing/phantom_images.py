@@ -16,21 +16,16 @@ __all__ = ["Anatomy", "draw_anatomy", "draw_view"]
 EDGE = 0.008  # width of a soft edge
 AIR, LUNG, TISSUE, FLUID, HEART, BONE, METAL = 0.02, 0.2, 0.56, 0.62, 0.68, 0.14, 0.3
 SIDES = {"right": -1, "left": 1}
-NODULE_RADII = (0.0, 0.04, 0.06, 0.085)
-EFFUSION_LEVELS = (0.0, 0.08, 0.17, 0.28)  # above the dome of the diaphragm
-PNEUMOTHORAX_GAPS = (0.0, 0.14, 0.26, 0.4)  # share of the lung's radius
+NODULE_RADII = (0.0, 0.055, 0.09)
+EFFUSION_LEVELS = (0.0, 0.1, 0.25)  # above the dome of the diaphragm
+PNEUMOTHORAX_GAPS = (0.0, 0.18, 0.38)  # share of the lung's radius
 FRONTAL_NODULES = {
     "right upper zone": (-0.55, 0.3),
-    "right mid zone": (-0.6, 0.52),
-    "left upper zone": (0.55, 0.3),
     "left mid zone": (0.75, 0.5),
 }
 LATERAL_NODULES = {
     "behind the heart": (0.6, 0.58),
-    "behind the sternum": (0.31, 0.34),
     "right upper zone": (0.47, 0.3),
-    "right mid zone": (0.5, 0.47),
-    "left upper zone": (0.5, 0.28),
     "left mid zone": (0.46, 0.48),
 }
 
@@ -173,8 +168,8 @@ def _paint_effusion(film, lung, dome, outwards, grid, size):
 
 
 def _frontal_heart(anatomy: Anatomy, size: int, grid: Grid) -> np.ndarray:
-    width = anatomy.heart_width * (1 + 0.26 * size)
-    return _disc(grid, 0.535 + 0.026 * size, 0.66, width, anatomy.heart_height * (1 + 0.07 * size))
+    width = anatomy.heart_width * (1 + 0.38 * size)
+    return _disc(grid, 0.535 + 0.038 * size, 0.66, width, anatomy.heart_height * (1 + 0.1 * size))
 
 
 def _paint_frontal_devices(film, found, grid):
@@ -182,10 +177,6 @@ def _paint_frontal_devices(film, found, grid):
         film = film + METAL * _line(grid, ((0.5, 0.0), (0.5, 0.3)), 0.012)
     if _size(found, "central venous line"):
         film = film + METAL * _line(grid, ((0.33, 0.02), (0.39, 0.16), (0.455, 0.24), (0.46, 0.48)), 0.011)
-    if _size(found, "pacemaker"):
-        box = _box(grid, 0.77, 0.21, 0.06, 0.045)
-        film = film + METAL * _line(grid, ((0.73, 0.2), (0.58, 0.22), (0.52, 0.4), (0.58, 0.7)), 0.011)
-        film = _over(film, box, 0.98)
     return film
 
 
@@ -198,8 +189,8 @@ def _paint_lateral(anatomy: Anatomy, found: Findings, grid: Grid) -> np.ndarray:
     lung = cavity * _below(dome + 0.15 * np.maximum(backwards, 0) ** 2 + 0.04 * np.minimum(backwards, 0) ** 2, grid.y)
     film = _over(film, lung, LUNG)
     heart = _size(found, "cardiomegaly")
-    width = anatomy.heart_width * (1 + 0.2 * heart)
-    film = _over(film, _disc(grid, 0.385 + 0.02 * heart, 0.62, width, anatomy.heart_height), HEART)
+    width = anatomy.heart_width * (1 + 0.3 * heart)
+    film = _over(film, _disc(grid, 0.385 + 0.03 * heart, 0.62, width, anatomy.heart_height), HEART)
     film = _paint_spine(film, anatomy, grid)
     for place, (x, y) in LATERAL_NODULES.items():
         film = _paint_nodule(film, grid, x, y, _size(found, "nodule", place))
@@ -218,8 +209,8 @@ def _paint_lateral_fluid(film, found, lung, dome, backwards, grid):
     film = _paint_effusion(film, lung, dome + 0.02, backwards, grid, sides)
     size = _size(found, "pleural effusion", "posterior")
     if size:
-        surface = dome + 0.07 - 0.07 * size - 0.12 * (backwards - 0.6)
-        corner = _sigmoid((backwards - 0.75 + 0.3 * size) / 0.04) * _sigmoid((grid.y - surface) / EDGE)
+        surface = dome + 0.07 - 0.1 * size - 0.12 * (backwards - 0.6)
+        corner = _sigmoid((backwards - 0.75 + 0.4 * size) / 0.04) * _sigmoid((grid.y - surface) / EDGE)
         film = _over(film, lung * corner, FLUID)
     return film
 
@@ -254,10 +245,6 @@ def _over(film: np.ndarray, mask: np.ndarray, level: float) -> np.ndarray:
 def _disc(grid: Grid, x: float, y: float, width: float, height: float) -> np.ndarray:
     radius = np.sqrt(((grid.x - x) / width) ** 2 + ((grid.y - y) / height) ** 2)
     return _sigmoid((1 - radius) * min(width, height) / EDGE)
-
-
-def _box(grid: Grid, x: float, y: float, width: float, height: float) -> np.ndarray:
-    return _sigmoid((width - abs(grid.x - x)) / EDGE) * _sigmoid((height - abs(grid.y - y)) / EDGE)
 
 
 def _line(grid: Grid, points: tuple[tuple[float, float], ...], width: float) -> np.ndarray:

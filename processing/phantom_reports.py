@@ -10,17 +10,16 @@ from processing.phantom_findings import SLOTS, Finding, Findings, change_of, vis
 __all__ = ["NEGATIVES", "write_sections"]
 
 SIZES = {
-    "cardiomegaly": ("mild", "moderate", "severe"),
-    "nodule": ("small", "medium-sized", "large"),
-    "pleural effusion": ("small", "moderate", "large"),
-    "pneumothorax": ("small", "moderate", "large"),
+    "cardiomegaly": ("mild", "severe"),
+    "nodule": ("small", "large"),
+    "pleural effusion": ("small", "large"),
+    "pneumothorax": ("small", "large"),
 }
 PHRASES = {
     "cardiomegaly": ("{size} cardiomegaly", "{size} enlargement of the heart"),
     "central venous line": ("right central venous line", "central venous line from the right"),
     "endotracheal tube": ("endotracheal tube in place", "endotracheal tube above the carina"),
     "nodule": ("{size} nodule in the {place}", "{size} nodular opacity in the {place}"),
-    "pacemaker": ("left pacemaker", "pacemaker on the left"),
     "pleural effusion": ("{size} {place} pleural effusion", "{size} pleural effusion on the {place} side"),
     "pneumothorax": ("{size} {place} pneumothorax", "{size} pneumothorax on the {place} side"),
 }

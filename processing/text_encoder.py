@@ -93,6 +93,7 @@ def pretrain_text_encoder(
     epochs: int = 20,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
+    dropout: float = 0.0,
     seed: int = 0,
 ) -> tuple[ReportEncoder, list[float]]:
     """Pretrain a BERT from random weights to fill in 15 % of the tokens of each report, and to know a report again.
@@ -103,13 +104,17 @@ def pretrain_text_encoder(
         hidden_size, num_hidden_layers, num_attention_heads (`int`): sizes of the encoder; the MLP is 4 times as wide.
         projection_size (`int`): size of the projected class token.
         epochs, batch_size (`int`), learning_rate (`float`): AdamW, warm-up over a tenth of the steps, linear decay.
+        dropout (`float`, defaults to 0): of hidden states and attention, in later training too. With BERT's 0.1 an
+            encoder this small hardly learns from the context of a masked token.
         seed (`int`, defaults to 0): decides the initial weights, the order and the masks.
 
     Returns:
         `tuple[ReportEncoder, list[float]]`: the model in eval mode, and its loss at every step.
     """
     set_seed(seed)
-    model = _build_model(tokenizer, hidden_size, num_hidden_layers, num_attention_heads, projection_size).train()
+    model = _build_model(
+        tokenizer, hidden_size, num_hidden_layers, num_attention_heads, projection_size, dropout
+    ).train()
     loader = _build_loader(reports, tokenizer, batch_size, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     num_steps = epochs * len(loader)
@@ -138,6 +143,7 @@ def main(args: argparse.Namespace) -> None:
         args.epochs,
         args.batch_size,
         args.learning_rate,
+        args.dropout,
         args.seed,
     )
     tokenizer.save_pretrained(args.output)
@@ -164,6 +170,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "epochs": 20,
         "batch-size": 16,
         "learning-rate": 1e-3,
+        "dropout": 0.0,
         "seed": 0,
     }.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help="default: %(default)s")
@@ -188,7 +195,7 @@ def _count_words(reports: list[str], trainer: BertWordPieceTokenizer, max_letter
 
 
 def _build_model(
-    tokenizer: BertTokenizer, hidden_size: int, num_layers: int, num_heads: int, projection_size: int
+    tokenizer: BertTokenizer, hidden_size: int, num_layers: int, num_heads: int, projection_size: int, dropout: float
 ) -> ReportEncoder:
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -199,6 +206,8 @@ def _build_model(
         max_position_embeddings=tokenizer.model_max_length,
         pad_token_id=tokenizer.pad_token_id,
         projection_size=projection_size,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
         # BERT's 0.02 is for its 768; a small encoder would give every report nearly the same class token for long.
         initializer_range=0.02 * (768 / hidden_size) ** 0.5,
     )

@@ -68,7 +68,7 @@ class TrainArguments:
         checkpoint_every (`int`): optimizer steps between two checkpoints, 0 for none.
         keep_checkpoints (`int`): the last ones stay.
         resume (`str`): a checkpoint folder, or `"latest"`, which starts anew where there is none.
-        validate_every (`int`): optimizer steps between two validations, 0 for none.
+        validate_every (`int`): optimizer steps between two validations, the first before training; 0 for none.
         validation_split (`str`): split to validate on.
         validation_studies (`int`): the first so many of it.
         validation_prompts (`str`): JSON file of prompts, such as `eval/prompts/covid_cxr.json`, for zero-shot figures.

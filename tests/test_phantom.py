@@ -70,8 +70,8 @@ def test_what_only_the_lateral_shows_leaves_the_frontal_as_it_is(slot):
 
 
 def test_an_effusion_fills_the_base_of_its_own_side():
-    right = difference({slot_of("pleural effusion", "right"): 3})
-    left = difference({slot_of("pleural effusion", "left"): 3})
+    right = difference({slot_of("pleural effusion", "right"): 2})
+    left = difference({slot_of("pleural effusion", "left"): 2})
     half = SIZE // 2
     assert right[half:, :half].max() > 40 and abs(right[:, half:]).max() < 8
     assert left[half:, half:].max() > 40 and abs(left[:, :half]).max() < 8
@@ -84,13 +84,13 @@ def test_a_pneumothorax_is_dark_at_the_apex_of_its_own_side():
 
 
 def test_a_nodule_is_bright_in_its_zone_alone():
-    upper_left = difference({slot_of("nodule", "left upper zone"): 2}) > 20
-    rows, columns = upper_left.nonzero()
-    assert 0.2 < rows.mean() / SIZE < 0.4 and 0.6 < columns.mean() / SIZE < 0.8
+    upper_right = difference({slot_of("nodule", "right upper zone"): 2}) > 20
+    rows, columns = upper_right.nonzero()
+    assert 0.2 < rows.mean() / SIZE < 0.4 and 0.2 < columns.mean() / SIZE < 0.4
 
 
 def test_cardiomegaly_widens_the_heart_on_both_views():
-    found = {slot_of("cardiomegaly"): 3}
+    found = {slot_of("cardiomegaly"): 2}
     for view in ("frontal", "lateral"):
         changed = difference(found, view)
         assert changed.max() > 40 and changed[: SIZE // 3].max() < 8
@@ -121,7 +121,7 @@ def test_without_a_lateral_the_report_is_silent_about_what_it_alone_shows():
 
 
 @pytest.mark.parametrize(
-    "before, now, change", [(0, 2, "new"), (2, 0, "resolved"), (1, 2, "larger"), (3, 1, "smaller")]
+    "before, now, change", [(0, 2, "new"), (2, 0, "resolved"), (1, 2, "larger"), (2, 1, "smaller")]
 )
 def test_the_wording_of_a_change_is_that_of_the_prior(before, now, change):
     slot = slot_of("pleural effusion", "left")
@@ -132,7 +132,7 @@ def test_the_wording_of_a_change_is_that_of_the_prior(before, now, change):
 
 
 def test_nothing_is_compared_without_a_prior_or_with_a_lateral_that_the_prior_lacks():
-    found = {slot_of("nodule", "behind the sternum"): 1}
+    found = {slot_of("nodule", "behind the heart"): 1}
     words = [text for texts in CHANGES.values() for text in texts]
     for findings, _ in (write(found), write(found, before={}, prior_has_lateral=False)):
         assert not any(text in findings for text in words)
@@ -141,9 +141,9 @@ def test_nothing_is_compared_without_a_prior_or_with_a_lateral_that_the_prior_la
 
 def test_findings_go_on_from_the_prior():
     rng = np.random.default_rng(0)
-    before = {slot_of("cardiomegaly"): 2}
+    before = {slot_of("cardiomegaly"): 1}
     sizes = [draw_next_findings(before, rng).get(slot_of("cardiomegaly"), 0) for _ in range(200)]
-    assert {0, 1, 2, 3} == set(sizes) and sizes.count(2) > 30
+    assert {0, 1, 2} == set(sizes) and sizes.count(2) > 30
 
 
 def test_records_load_split_by_patient_with_priors_that_are_records(tmp_path):

@@ -42,9 +42,9 @@ def test_tensorboard_gets_every_figure(watched):
         assert events.Scalars(f"validation/{name}")[-1].value == pytest.approx(last[name])
 
 
-def test_validation_gives_retrieval_and_zero_shot_every_n_steps_and_at_the_end(watched):
+def test_validation_gives_retrieval_and_zero_shot_before_training_every_n_steps_and_at_the_end(watched):
     rows = read_log(watched / VALIDATION_LOG)
-    assert [row["step"] for row in rows] == [2, 3]
+    assert [row["step"] for row in rows] == [0, 2, 3]
     assert {"text_to_image_recall_at_1", "image_to_text_median_rank", "zero_shot_macro_auroc"} <= rows[0].keys()
 
 

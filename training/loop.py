@@ -17,7 +17,7 @@ from training.gradient_cache import backward_in_parts
 from training.interruption import StopSignal
 from training.run import Run
 from training.stage import base_config
-from training.validation import validate_run
+from training.validation import measure_run, validate_run
 from training.watching import TrainLog
 
 
@@ -32,6 +32,9 @@ def train(run: Run, log: TrainLog, stop: StopSignal) -> bool:
         FloatingPointError: on every process, naming the studies, if a loss or a gradient is not finite.
         OSError: if the checkpoint that SIGTERM asks for cannot be written.
     """
+    if run.args.validate_every and not run.progress.step:
+        # Figures to compare with; and what is wrong with the validation shows now, not after hours.
+        log.add_validation(measure_run(run))
     while run.progress.epoch < run.args.num_epochs:
         batches = iterate_batches(run)
         while run.progress.epoch_step < run.steps_per_epoch:

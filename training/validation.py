@@ -12,17 +12,28 @@ from training.run import Run
 BEST_NAME = "best"
 
 
-def validate_run(run: Run) -> dict[str, float]:
-    """The stage's figures; their best by the recipe's metric so far is noted and its weights are kept in `best/`.
+def measure_run(run: Run) -> dict[str, float]:
+    """The stage's figures.
 
     Raises:
-        ValueError: if the metric that the recipe names is not among the figures.
+        ValueError: if the metric that the recipe names is not among them.
     """
     # The draws of training do not depend on whether it is watched: every forward pass is seeded by its place.
     figures = run.stage.validate(run)
-    metric = run.args.best_metric or run.stage.metric
+    metric = metric_of(run)
     if metric not in figures:
         raise ValueError(f"`best_metric` must be one of {sorted(figures)}, got {metric!r}.")
+    return figures
+
+
+def metric_of(run: Run) -> str:
+    """The figure by which the best weights are chosen."""
+    return run.args.best_metric or run.stage.metric
+
+
+def validate_run(run: Run) -> dict[str, float]:
+    """What `measure_run` gives; the best so far by the metric is noted and its weights are kept in `best/`."""
+    figures, metric = measure_run(run), metric_of(run)
     if is_better(run, metric, figures[metric]):
         run.progress.best = {"step": run.progress.step, "metric": metric, "value": figures[metric]}
         keep_best(run, figures)
@@ -57,4 +68,4 @@ def load_best(run: Run, model: torch.nn.Module) -> bool:
     return True
 
 
-__all__ = ["keep_best", "load_best", "validate_run"]
+__all__ = ["keep_best", "load_best", "measure_run", "validate_run"]

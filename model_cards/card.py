@@ -12,7 +12,13 @@ TEMPLATE = Path(__file__).with_name("template.md")
 KINDS = ("adapter", "full")
 TAGS = ["alta", "chest-x-ray", "peft", "radiology"]
 NOT_MEASURED = "not measured"
+# The Hub's name of the metric, its field in the results, its title.
+CLASSIFICATION_FIGURES = (
+    ("roc_auc", "auroc", "AUROC"),
+    ("average_precision", "average_precision", "average precision"),
+)
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
+PROTOCOLS = ("retrieval", "zero_shot", "classification")
 PROTOCOL_FIELDS = ("n", "protocol", "records", "results", "split")
 
 
@@ -32,8 +38,9 @@ def build_card(
     Fill the card's template and metadata.
 
     Args:
-        metrics (`dict`): any of `run`, `parameters`, `training`, `validation`, `retrieval`, `zero_shot`, `records`,
-            `overlap` and `preprocessing_sha256`; `retrieval` and `zero_shot` as the commands of `eval` write them.
+        metrics (`dict`): any of `run`, `parameters`, `training`, `validation`, `retrieval`, `zero_shot`,
+            `classification`, `records`, `overlap` and `preprocessing_sha256`; `retrieval`, `zero_shot` and
+            `classification` as the commands of `eval` write them. With `classification` the card is a classifier's.
         model_id (`str`): Hub id of the repository, for the snippets.
         kind (`str`): `"full"` for a full model, `"adapter"` for an adapter repository.
         base_model (`str`, *optional*): Hub id of the frozen base; an adapter needs it.
@@ -57,6 +64,7 @@ def build_card(
         title=title or model_id.rsplit("/", 1)[-1],
         model_id=model_id,
         kind=kind,
+        auto_class="AutoModelForImageClassification" if metrics.get("classification") else "AutoModel",
         base_model=base_model,
         data_terms=data_terms or "Terms of the data: not stated.",
         weights_terms=weights_terms or "not stated; those of the base weights and of the training data bind them",
@@ -65,14 +73,14 @@ def build_card(
 
 
 def _card_data(metrics: dict[str, Any], model_id: str, kind: str, **metadata: Any) -> ModelCardData:
-    eval_results = _retrieval_results(metrics) + _zero_shot_results(metrics)
+    eval_results = _retrieval_results(metrics) + _zero_shot_results(metrics) + _classification_results(metrics)
     return ModelCardData(
         base_model_relation="adapter" if kind == "adapter" else None,
         eval_results=eval_results or None,
         language="en",
         library_name="transformers",
         model_name=model_id if eval_results else None,
-        pipeline_tag="zero-shot-image-classification",
+        pipeline_tag="image-classification" if metrics.get("classification") else "zero-shot-image-classification",
         tags=TAGS,
         **metadata,
     )
@@ -85,10 +93,10 @@ def _check(metrics: dict[str, Any], kind: str, base_model: str | None) -> None:
         raise ValueError(f"`base_model` must name the frozen base of an adapter, got {base_model!r}.")
     if not isinstance(metrics, dict):
         raise ValueError(f"`metrics` must be an object, got {type(metrics).__name__}.")
-    for name in ("run", "parameters", "training", "validation", "records", "overlap", "retrieval", "zero_shot"):
+    for name in ("run", "parameters", "training", "validation", "records", "overlap", *PROTOCOLS):
         if not isinstance(metrics.get(name) or {}, dict):
             raise ValueError(f"`{name}` of `metrics` must be an object, got {type(metrics[name]).__name__}.")
-    for name in ("retrieval", "zero_shot"):
+    for name in PROTOCOLS:
         missing = [field for field in PROTOCOL_FIELDS if metrics.get(name) and field not in metrics[name]]
         if missing:
             raise ValueError(
@@ -111,6 +119,7 @@ def _tables(metrics: dict[str, Any]) -> dict[str, Any]:
         "preprocessing": metrics.get("preprocessing_sha256") or NOT_MEASURED,
         "retrieval": _retrieval_table(metrics),
         "zero_shot": _zero_shot_table(metrics),
+        "classification": _classification_table(metrics),
     }
 
 
@@ -194,21 +203,36 @@ def _zero_shot_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
     run = metrics.get("zero_shot")
     if not run:
         return None
+    prompts = f"{run['prompts']['name']} {run['prompts']['version']}"
+    return _labels_table(run, ("auroc",)) | {"prompts": prompts}
+
+
+def _classification_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
+    run = metrics.get("classification")
+    return _labels_table(run, ("auroc", "average_precision")) if run else None
+
+
+def _labels_table(run: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The figures called `names` of every label, and their means."""
     results = run["results"]
     rows = [
-        (_cell(label), *_figure(value["auroc"]), str(value["positives"]), str(value["negatives"]))
+        (_cell(label), *_figures(value, names), str(value["positives"]), str(value["negatives"]))
         for label, value in results["labels"].items()
     ]
-    if results["macro_auroc"]:
-        rows.append((f"mean (labels: {results['macro_auroc']['labels']})", *_figure(results["macro_auroc"]), "–", "–"))
+    means = {name: results[f"macro_{name}"] for name in names}
+    if all(means.values()):
+        rows.append((f"mean (labels: {means[names[0]]['labels']})", *_figures(means, names), "–", "–"))
     return {
         "where": _where(run),
         "rows": rows,
-        "prompts": f"{run['prompts']['name']} {run['prompts']['version']}",
         "studies": results["studies"],
         "unlabelled": results["unlabelled"],
         "not_evaluated": "; ".join(f"{_cell(label)} ({why})" for label, why in results["not_evaluated"].items()),
     }
+
+
+def _figures(values: dict[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(text for name in names for text in _figure(values[name]))
 
 
 def _retrieval_results(metrics: dict[str, Any]) -> list[EvalResult]:
@@ -228,6 +252,21 @@ def _zero_shot_results(metrics: dict[str, Any]) -> list[EvalResult]:
         figures["mean AUROC"] = run["results"]["macro_auroc"]
     task = "zero-shot-image-classification"
     return [_eval_result(run, task, "roc_auc", name, figure) for name, figure in figures.items()]
+
+
+def _classification_results(metrics: dict[str, Any]) -> list[EvalResult]:
+    run = metrics.get("classification") or {"results": {}}
+    figures = [
+        (kind, f"{title} {label}", value[name])
+        for label, value in run["results"].get("labels", {}).items()
+        for kind, name, title in CLASSIFICATION_FIGURES
+    ]
+    figures += [
+        (kind, f"mean {title}", run["results"][f"macro_{name}"])
+        for kind, name, title in CLASSIFICATION_FIGURES
+        if run["results"].get(f"macro_{name}")
+    ]
+    return [_eval_result(run, "image-classification", kind, title, figure) for kind, title, figure in figures]
 
 
 def _eval_result(

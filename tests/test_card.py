@@ -8,6 +8,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from eval.classification import classification_metrics
 from eval.retrieval import retrieval_metrics
 from eval.zero_shot import zero_shot_metrics
 from model_cards.card import build_card, main
@@ -67,6 +68,19 @@ def test_figures_of_another_run_change_the_card(metrics):
 
 def test_label_without_a_figure_is_named_with_its_reason(metrics):
     assert "Not evaluated: No Finding (the prompt set has no prompt for it)." in str(build_card(metrics))
+
+
+def test_card_of_a_classifier_tells_how_to_use_one_and_holds_its_figures():
+    labels = [["ARDS"], ["ARDS"], ["No Finding"], ["No Finding"]]
+    results = classification_metrics([[0.9], [0.4], [0.5], [0.1]], ["ARDS"], labels, bootstrap_samples=50)
+    run = HEAD | {"protocol": {"name": "classification", "version": "1.0"}, "results": results}
+    card = build_card({"classification": run}, model_id="tester/classifier")
+    text = str(card)
+    assert "| ARDS | 0.750 | 0.500 |" in text and "| 0.833 | 0.500 |" in text
+    assert "Not evaluated: No Finding (the model has no output for it)." in text
+    assert "AutoModelForImageClassification" in text and "zero-shot" not in text.lower()
+    values = {result.metric_name: result.metric_value for result in ModelCard(text).data.eval_results}
+    assert values["AUROC ARDS"] == values["mean AUROC"] == 0.75 and card.data.pipeline_tag == "image-classification"
 
 
 def test_metadata_holds_every_result_with_its_chance_level(metrics):

@@ -17,7 +17,6 @@ class Arm:
         trains (`str`): `"adapters"` over a frozen base, `"heads"` alone, or `"all"` weights.
         is_pretrained (`bool`): the vision tower starts from masked record modelling, else from random weights.
         only_frontal (`bool`): the current frontal alone, in training and evaluation.
-        open_tower (`str`): the tower that trains whole beside the adapters.
         contrast_only (`bool`): a CLIP: whole images, the global contrast alone.
         settings (`dict`): fields of `AltaConfig` in place of the method's.
     """
@@ -27,7 +26,6 @@ class Arm:
     trains: str = "adapters"
     is_pretrained: bool = True
     only_frontal: bool = False
-    open_tower: str = ""
     contrast_only: bool = False
     settings: dict[str, float] = field(default_factory=dict)
 
@@ -46,7 +44,6 @@ ARMS = {
         Arm("clip", "CLIP style, random vision tower", trains="all", is_pretrained=False, contrast_only=True),
         Arm("frontal", "adapters, current frontal alone", only_frontal=True),
         Arm("random", "adapters, random frozen tower", is_pretrained=False),
-        Arm("open_text", "adapters, text tower trained whole", open_tower="text_model"),
         Arm("no_global", "adapters without global contrast", settings={"global_contrastive_weight": 0.0}),
         Arm("no_local", "adapters without local contrast", settings={"local_contrastive_weight": 0.0}),
         Arm("no_image", "adapters without image loss", settings={"image_reconstruction_weight": 0.0}),

@@ -42,18 +42,10 @@ def build_model(arm: Arm, settings: Settings, folder: Path, seed: int) -> nn.Mod
     if arm.contrast_only:
         model = _without_reconstruction(model)
     if arm.trains == "adapters":
-        return _adapt(model, settings.bottleneck_ratio, arm.open_tower)
+        return get_peft_model(model, AltaAdapterConfig(bottleneck_ratio=settings.bottleneck_ratio))
     for name, parameter in model.named_parameters():
         is_trained = name.startswith(HEADS) if arm.trains == "heads" else not name.endswith(FIXED)
         parameter.requires_grad_(is_trained)
-    return model
-
-
-def _adapt(model: AltaForPreTraining, bottleneck_ratio: float, open_tower: str) -> nn.Module:
-    model = get_peft_model(model, AltaAdapterConfig(bottleneck_ratio=bottleneck_ratio))
-    if open_tower:
-        for name, parameter in getattr(base_model(model), open_tower).named_parameters():
-            parameter.requires_grad_(".original_module." not in name)
     return model
 
 

@@ -54,13 +54,14 @@ class Settings:
             hold heads that start from random weights back in runs so short.
         batch_size, mrm_batch_size, mrm_steps, steps (`int`): of the two stages.
         mrm_learning_rate (`float`): of masked record modelling.
-        learning_rates (`dict`): family of arms → the rate that the sweep chose.
+        learning_rates (`dict`): family of arms → the best rate of the sweep; of the adapters the second best, which is
+            nearly as good and, unlike the best, learnt on all of the seeds 0 to 2 of a first experiment.
         sweep (`dict`): family of arms → the rates to try.
     """
 
     num_studies: int = 4000
     num_candidates: int = 150
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (3, 4, 5)
     sweep_seed: int = 100
     image_size: int = 48
     vocab_size: int = 400
@@ -82,7 +83,7 @@ class Settings:
     steps: int = 400
     mrm_learning_rate: float = 5e-3
     learning_rates: dict[str, float] = field(
-        default_factory=lambda: {"adapters": 1e-2, "heads": 1e-2, "all": 3e-3, "clip": 5e-4}
+        default_factory=lambda: {"adapters": 5e-3, "heads": 1e-2, "all": 3e-3, "clip": 5e-4}
     )
     sweep: dict[str, tuple[float, ...]] = field(
         default_factory=lambda: {

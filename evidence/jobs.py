@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.prompts import load_prompts
 from eval.protocol import write_json
-from evidence.arms import ARMS, Arm
+from evidence.arms import ARMS
 from evidence.measures import measure
 from evidence.models import base_model, build_model
 from evidence.settings import Settings
@@ -107,7 +107,7 @@ def run_arm(
     Train one arm on a prepared seed and measure it on unseen studies; a sweep measures on the validation split.
 
     Returns:
-        `dict`: what was run, `parameters`, `training` and `figures`.
+        `dict`: what was run, `parameters`, `training`, `figures`, and `seen`: figures of as many studies trained on.
     """
     arm, folder = ARMS[name], seed_folder(work, corpus, seed)
     tokenizer = read_tokenizer(folder / "text_encoder")
@@ -115,11 +115,12 @@ def run_arm(
     prompts, splits = CORPORA[corpus]
     splits = ("validation",) if is_sweep else splits
     model = build_model(arm, settings, folder, seed)
-    training = train(
-        model, _batches(arm, folder, tokenizer, model, settings, seed), settings.steps, learning_rate, seed
-    )
+    studies = torch.load(folder / "train.pt", weights_only=False)
+    studies = keep_frontals(studies) if arm.only_frontal else studies
+    training = train(model, _batches(studies, tokenizer, model, settings, seed), settings.steps, learning_rate, seed)
     unseen = load_studies(folder / "records", splits, settings, settings.num_candidates)
     unseen = keep_frontals(unseen) if arm.only_frontal else unseen
+    prompts = load_prompts(prompts)
     return {
         "corpus": corpus,
         "seed": seed,
@@ -127,13 +128,12 @@ def run_arm(
         "learning_rate": learning_rate,
         "parameters": count_parameters(model),
         "training": training,
-        "figures": measure(base_model(model), tokenizer, unseen, load_prompts(prompts)),
+        "figures": measure(base_model(model), tokenizer, unseen, prompts),
+        "seen": measure(base_model(model), tokenizer, studies[: len(unseen.samples)], prompts),
     }
 
 
-def _batches(arm: Arm, folder: Path, tokenizer: PreTrainedTokenizerBase, model, settings: Settings, seed: int):
-    studies = torch.load(folder / "train.pt", weights_only=False)
-    studies = keep_frontals(studies) if arm.only_frontal else studies
+def _batches(studies: Studies, tokenizer: PreTrainedTokenizerBase, model, settings: Settings, seed: int):
     collator = AltaCollator(tokenizer, base_model(model).config)
     return sample_batches(studies, collator, min(settings.batch_size, len(studies.samples)), seed)
 

@@ -120,6 +120,18 @@ def against_method(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: {recall: compare(results, name, "adapters", recall) for recall in RECALLS} for name in arms}
 
 
+def learnt_by_heart(results: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Arm → recall → mean and deviation of what studies that were trained on have more than unseen ones, in points."""
+    return {
+        name: {
+            recall: percent([run["seen"][recall]["value"] - run["figures"][recall]["value"] for run in runs])
+            for recall in RECALLS
+        }
+        for name in ARMS
+        if (runs := [run for run in results["runs"] if run["arm"] == name])
+    }
+
+
 def mean_std(values: list[float]) -> tuple[float, float]:
     """Mean and sample standard deviation, 0 of a single value."""
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
@@ -139,6 +151,7 @@ def render(work: Path, sweep: Path) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         phantom=summarize(found["phantom"]),
         claims=claims(found["phantom"]),
+        learnt_by_heart=learnt_by_heart(found["phantom"]),
         against_method=against_method(found["phantom"]),
         covid=summarize(found["covid_cxr"]) if "covid_cxr" in found else None,
         sweep=read(sweep) if sweep.is_file() else None,

@@ -32,6 +32,9 @@ class Studies:
     samples: list[dict[str, Any]]
     labels: list[list[str]]
 
+    def __getitem__(self, part: slice) -> "Studies":
+        return Studies(self.samples[part], self.labels[part])
+
     @property
     def reports(self) -> list[str]:
         return [sample["report"] for sample in self.samples]

@@ -9,7 +9,7 @@ from conftest import ROOT
 from evidence.arms import ARMS, COVID_ARMS, FAMILIES
 from evidence.jobs import prepare_seed, run_arm
 from evidence.models import base_model, build_model
-from evidence.report import claims, compare, main, render, summarize
+from evidence.report import claims, compare, learnt_by_heart, main, render, summarize
 from evidence.run import run_experiment, run_sweep
 from evidence.settings import QUICK, STANDARD
 from evidence.studies import Studies, keep_frontals
@@ -112,6 +112,13 @@ def test_comparisons_are_of_the_same_seeds_and_claims_follow_from_them():
     said = claims(results)
     assert not said["is_decided"] and said["full_holds"] and said["share_holds"] and said["frontal_holds"]
     assert said["frontal"]["image_to_text_1"]["mean"] == pytest.approx(7)
+
+
+def test_what_was_learnt_by_heart_is_the_lead_of_seen_studies_in_points():
+    runs = [fake_run("full", 0, 0.3), fake_run("full", 1, 0.3)]
+    for run, seen in zip(runs, (0.4, 0.6), strict=True):
+        run["seen"] = dict.fromkeys(run["figures"], {"value": seen})
+    assert learnt_by_heart({"runs": runs})["full"]["text_to_image_5"] == pytest.approx((20.0, 14.1421), abs=1e-3)
 
 
 def test_summary_is_in_points():

@@ -55,7 +55,7 @@ class Settings:
         batch_size, mrm_batch_size, mrm_steps, steps (`int`): of the two stages.
         mrm_learning_rate (`float`): of masked record modelling.
         learning_rates (`dict`): family of arms → the best rate of the sweep; of the adapters the second best, which is
-            nearly as good and, unlike the best, learnt on all of the seeds 0 to 2 of a first experiment.
+            nearly as good: with the best one, one of the seeds 0 to 2 of a first experiment learnt little.
         sweep (`dict`): family of arms → the rates to try.
     """
 

@@ -34,8 +34,8 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
         results (`dict`): what `run_experiment` returned.
 
     Returns:
-        `dict`: `arms` (arm → `title`, `share`, `seconds`, `steps`, `learning_rate`, every figure, and `auroc` by label), `chance`,
-        `labels`, `candidates`, `minutes` and `workers`.
+        `dict`: `arms` (arm → `title`, `share`, `seconds`, `steps`, `learning_rate`, every figure, and `auroc` by
+        label), `chance`, `labels`, `candidates`, `minutes` and `workers`.
     """
     arms = {name: [run for run in results["runs"] if run["arm"] == name] for name in ARMS}
     figures = [run["figures"] for run in results["runs"]]

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 
 # Scores held at once: on a CPU a few that stay near its caches, else many for each of the fewer and larger kernels.
-CPU_BLOCK_SCORES = 2**20
+CPU_BLOCK_SCORES = 2**18
 BLOCK_SCORES = 2**26
 
 
@@ -35,39 +35,54 @@ def local_similarity(
         `torch.Tensor` of shape `(num_reports, num_studies)`, in float32 at least.
     """
     dtype = torch.promote_types(word_embeds.dtype, torch.float32)
-    words, patches = word_embeds.to(dtype), patch_embeds.to(dtype)
+    words, word_counts, reports = _densest_first(word_embeds.to(dtype), word_mask)
+    patches, patch_counts, studies = _densest_first(patch_embeds.to(dtype), patch_mask)
     scales = attention_scale.to(dtype), pooling_scale.to(dtype)
-    # Whole masks are asked about once, not in every block.
-    word_mask, patch_mask = (None if mask.all() else mask for mask in (word_mask, patch_mask))
     with torch.autocast(words.device.type, enabled=False):
-        return _LocalSimilarity.apply(words, word_mask, patches, patch_mask, *scales)
+        similarity = _LocalSimilarity.apply(words, word_counts, patches, patch_counts, *scales)
+    return similarity[reports.argsort()[:, None], studies.argsort()]
+
+
+def _densest_first(embeds: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+    """Rows with most counting tokens first, and in each row the tokens that count first, in their order.
+
+    Returns:
+        the embeddings without the columns in which nothing counts, the counting tokens of every row, and the rows'
+        order.
+    """
+    counts, rows = mask.sum(1).sort(descending=True, stable=True)
+    tokens = mask[rows].sort(dim=1, descending=True, stable=True).indices[:, : max(1, int(counts[0]))]
+    places = tokens + mask.shape[1] * rows[:, None]
+    return embeds.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape), counts.tolist(), rows
 
 
 class _LocalSimilarity(torch.autograd.Function):
     """Keeps its inputs only: the backward pass computes each block again."""
 
     @staticmethod
-    def forward(ctx, words, word_mask, patches, patch_mask, attention_scale, pooling_scale):
-        ctx.save_for_backward(words, word_mask, patches, patch_mask, attention_scale, pooling_scale)
+    def forward(ctx, words, word_counts, patches, patch_counts, attention_scale, pooling_scale):
+        ctx.save_for_backward(words, patches, attention_scale, pooling_scale)
+        ctx.counts = word_counts, patch_counts
         similarity = words.new_empty(len(words), len(patches))
         for rows, columns in _blocks(words, patches):
-            block = words[rows], _part(word_mask, rows), patches[columns], _part(patch_mask, columns)
+            block = *_trim(words, word_counts, rows), *_trim(patches, patch_counts, columns)
             *_, context = _attend(*block, attention_scale)
-            cosine = _mask_words(_cosine(words[rows], context)[0], block[1])
+            cosine = _mask_words(_cosine(block[0], context)[0], block[1])
             similarity[rows, columns] = (pooling_scale * cosine).logsumexp(2).T
         return similarity
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        words, word_mask, patches, patch_mask, attention_scale, pooling_scale = ctx.saved_tensors
+        words, patches, attention_scale, pooling_scale = ctx.saved_tensors
+        word_counts, patch_counts = ctx.counts
         word_gradient, patch_gradient = torch.zeros_like(words), torch.zeros_like(patches)
         scale_gradients = words.new_zeros(2)
         for rows, columns in _blocks(words, patches):
-            block = words[rows], _part(word_mask, rows), patches[columns], _part(patch_mask, columns)
+            block = *_trim(words, word_counts, rows), *_trim(patches, patch_counts, columns)
             given = _block_backward(*block, attention_scale, pooling_scale, gradient[rows, columns].T)
-            word_gradient[rows] += given[0]
-            patch_gradient[columns] += given[1]
+            word_gradient[rows, : given[0].shape[1]] += given[0]
+            patch_gradient[columns, : given[1].shape[1]] += given[1]
             scale_gradients += given[2]
         return word_gradient, None, patch_gradient, None, *scale_gradients.unbind()
 
@@ -82,8 +97,13 @@ def _blocks(words: torch.Tensor, patches: torch.Tensor) -> Iterator[tuple[slice,
             yield slice(row, row + num_reports), slice(column, column + num_studies)
 
 
-def _part(mask: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
-    return None if mask is None else mask[rows]
+def _trim(embeds: torch.Tensor, counts: list[int], rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Rows as long as the first, which is the longest of them, and a mask of what counts; none if all does."""
+    counts = counts[rows]
+    if counts[0] == counts[-1]:
+        return embeds[rows, : counts[0]], None
+    counts = torch.tensor(counts, device=embeds.device)
+    return embeds[rows, : int(counts[0])], torch.arange(int(counts[0]), device=embeds.device) < counts[:, None]
 
 
 def _mask_words(values: torch.Tensor, word_mask: torch.Tensor | None) -> torch.Tensor:

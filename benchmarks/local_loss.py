@@ -3,7 +3,8 @@ What does the local contrastive loss cost, forward and backward, against a plain
 
 `python -m benchmarks.local_loss` prints JSON: the seconds of both, which take turns in one process (median of
 `--rounds`), and their ratio; how far values and gradients are apart; and the peak memory of both, each in a child
-process of its own without what was there before. Default sizes: 96 studies, 127 words, 196 patches, float32.
+process of its own without what was there before. Default sizes: 96 studies, 127 words, 196 patches, float32;
+with `--mean-words` the reports are evenly shorter and longer than that, the longest of `--num-words`.
 On a machine that others use as well, `OMP_NUM_THREADS=1 … --processor-time` takes the time of the processor in place
 of the clock's.
 """
@@ -35,11 +36,17 @@ def make_inputs(args: argparse.Namespace) -> list[torch.Tensor]:
     return [value.to(args.device).requires_grad_() for value in (*embeds, *torch.full((3,), 14.0))]
 
 
-def run_form(form: str, words, patches, *scales) -> list[torch.Tensor]:
+def make_word_mask(args: argparse.Namespace) -> torch.Tensor:
+    """Which words stand, in reports of evenly spread lengths in no order."""
+    shortest = 2 * (args.mean_words or args.num_words) - args.num_words
+    lengths = torch.linspace(shortest, args.num_words, args.num_studies).round().long()
+    lengths = lengths[torch.randperm(args.num_studies, generator=torch.Generator().manual_seed(0))]
+    return (torch.arange(args.num_words) < lengths[:, None]).to(args.device)
+
+
+def run_form(form: str, word_mask, words, patches, *scales) -> list[torch.Tensor]:
     """Loss and gradients of a form."""
-    word_mask, patch_mask = (
-        torch.ones(embeds.shape[:2], dtype=torch.bool, device=words.device) for embeds in (words, patches)
-    )
+    patch_mask = torch.ones(patches.shape[:2], dtype=torch.bool, device=words.device)
     if form == "plain":
         loss = plain_local_loss(words, word_mask, patches, *scales)
     else:
@@ -47,16 +54,16 @@ def run_form(form: str, words, patches, *scales) -> list[torch.Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, (words, patches, *scales))]
 
 
-def differences(inputs: list[torch.Tensor]) -> dict[str, float]:
+def differences(word_mask: torch.Tensor, inputs: list[torch.Tensor]) -> dict[str, float]:
     """How far loss and gradients of both forms are apart, relative to the plain form's norm."""
     names = ("loss", "words", "patches", "attention_scale", "pooling_scale", "contrast_scale")
-    forms = run_form("plain", *inputs), run_form("ours", *inputs)
+    forms = run_form("plain", word_mask, *inputs), run_form("ours", word_mask, *inputs)
     return {name: float((a - b).norm() / a.norm()) for name, a, b in zip(names, *forms, strict=True)}
 
 
 def peak_of(form: str, args: argparse.Namespace) -> int:
     """Peak bytes of one run beyond its inputs."""
-    inputs = make_inputs(args)
+    inputs = [make_word_mask(args), *make_inputs(args)]
     if args.device != "cpu":
         torch.accelerator.reset_peak_memory_stats()
         before = torch.accelerator.memory_allocated()
@@ -69,7 +76,8 @@ def peak_of(form: str, args: argparse.Namespace) -> int:
 
 
 def measure_peak(form: str, args: argparse.Namespace) -> int:
-    sizes = [part for name in SIZES for part in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
+    given = {name: getattr(args, name) for name in (*SIZES, "mean_words") if getattr(args, name) is not None}
+    sizes = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "benchmarks.local_loss", "--peak-of", form, "--device", args.device, *sizes]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -78,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Local loss against a loop over the reports; prints JSON.")
     for name, default in zip(SIZES, (96, 127, 196, 128), strict=True):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
+    parser.add_argument("--mean-words", type=int, help="at least half of `--num-words` (default: all of them)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after one to warm up")
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--processor-time", action="store_true", help="time of the processor, for one thread")
@@ -88,11 +97,17 @@ def main() -> None:
     if args.peak_of:
         print(peak_of(args.peak_of, args))
         return
+    if args.mean_words is not None and not args.num_words <= 2 * args.mean_words <= 2 * args.num_words:
+        half, most = (args.num_words + 1) // 2, args.num_words
+        parser.error(f"`--mean-words` must be between {half} and {most}, got {args.mean_words}.")
     peaks = {form: measure_peak(form, args) for form in ("plain", "ours")}
-    inputs = make_inputs(args)
+    word_mask, inputs = make_word_mask(args), make_inputs(args)
     clock = time.process_time if args.processor_time else time.perf_counter
     times = [
-        [time_call(lambda form=form: run_form(form, *inputs)[0].item(), clock) for form in ("plain", "ours")]
+        [
+            time_call(lambda form=form: run_form(form, word_mask, *inputs)[0].item(), clock)
+            for form in ("plain", "ours")
+        ]
         for _ in range(1 + args.rounds)
     ][1:]
     result = {
@@ -103,7 +118,7 @@ def main() -> None:
         "plain_peak_bytes": peaks["plain"],
         "ours_peak_bytes": peaks["ours"],
         "peak_ratio": peaks["plain"] / peaks["ours"],
-        "relative_difference": differences(inputs),
+        "relative_difference": differences(word_mask, inputs),
     }
     print(json.dumps(result, indent=2))
 

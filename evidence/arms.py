@@ -1,9 +1,9 @@
-"""The arms of the experiment: each is the method with one thing changed."""
+"""The arms of the experiments: each is the method with one thing changed."""
 
 from dataclasses import dataclass, field
 
 
-__all__ = ["ARMS", "COVID_ARMS", "FAMILIES", "Arm"]
+__all__ = ["ARMS", "COVID_ARMS", "FAMILIES", "PHANTOM_ARMS", "REASON_ARMS", "Arm"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class Arm:
         only_frontal (`bool`): the current frontal alone, in training and evaluation.
         contrast_only (`bool`): a CLIP: whole images, the global contrast alone.
         settings (`dict`): fields of `AltaConfig` in place of the method's.
+        bottleneck_ratio (`float`, *optional*): of the adapters, in place of the experiment's.
+        opens (`str`, *optional*): the tower whose weights train beside the adapters, at the rate of full fine-tuning.
+        num_studies (`int`, *optional*): of those that train, the first alone.
     """
 
     name: str
@@ -28,6 +31,9 @@ class Arm:
     only_frontal: bool = False
     contrast_only: bool = False
     settings: dict[str, float] = field(default_factory=dict)
+    bottleneck_ratio: float | None = None
+    opens: str | None = None
+    num_studies: int | None = None
 
     @property
     def family(self) -> str:
@@ -48,8 +54,16 @@ ARMS = {
         Arm("no_local", "adapters without local contrast", settings={"local_contrastive_weight": 0.0}),
         Arm("no_image", "adapters without image loss", settings={"image_reconstruction_weight": 0.0}),
         Arm("no_report", "adapters without report loss", settings={"masked_report_weight": 0.0}),
+        Arm("wide", "adapters as wide as the towers", bottleneck_ratio=1.0),
+        Arm("open_vision", "adapters, vision tower not frozen", opens="vision_model"),
+        Arm("open_text", "adapters, text tower not frozen", opens="text_model"),
+        Arm("few_adapters", "adapters, 300 studies", num_studies=300),
+        Arm("few_full", "full fine-tuning, 300 studies", trains="all", num_studies=300),
     )
 }
+PHANTOM_ARMS = tuple(ARMS)[:10]
+# What might keep adapters from full fine-tuning: room, a frozen tower, or that nothing is learnt by heart.
+REASON_ARMS = ("adapters", "full", "wide", "open_vision", "open_text", "few_adapters", "few_full")
 COVID_ARMS = ("adapters", "heads", "full", "clip", "frontal", "random")
 # Family → the arm that the sweep of learning rates trains.
 FAMILIES = {"adapters": "adapters", "heads": "heads", "all": "full", "clip": "clip"}

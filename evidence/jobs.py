@@ -101,10 +101,16 @@ def _start_report_decoder(model: AltaForMaskedRecordModeling, text_encoder: Path
 
 
 def run_arm(
-    corpus: str, seed: int, name: str, settings: Settings, work: Path, learning_rate: float, is_sweep: bool = False
+    corpus: str,
+    seed: int,
+    name: str,
+    settings: Settings,
+    work: Path,
+    learning_rate: float,
+    on_validation: bool = False,
 ) -> dict[str, Any]:
     """
-    Train one arm on a prepared seed and measure it on unseen studies; a sweep measures on the validation split.
+    Train one arm on a prepared seed and measure it on unseen studies, with `on_validation` those of that split.
 
     Returns:
         `dict`: what was run, `parameters`, `training`, `figures`, and `seen`: figures of as many studies trained on.
@@ -113,14 +119,19 @@ def run_arm(
     tokenizer = read_tokenizer(folder / "text_encoder")
     tokenizer.model_max_length = settings.max_report_length
     prompts, splits = CORPORA[corpus]
-    splits = ("validation",) if is_sweep else splits
+    splits = ("validation",) if on_validation else splits
     model = build_model(arm, settings, folder, seed)
     studies = torch.load(folder / "train.pt", weights_only=False)
-    studies = keep_frontals(studies) if arm.only_frontal else studies
-    training = train(model, _batches(studies, tokenizer, model, settings, seed), settings.steps, learning_rate, seed)
-    unseen = load_studies(folder / "records", splits, settings, settings.num_candidates)
+    studies = (keep_frontals(studies) if arm.only_frontal else studies)[: arm.num_studies]
+    batches = _batches(studies, tokenizer, model, settings, seed)
+    training = train(model, batches, settings.steps, learning_rate, seed, settings.learning_rates["all"])
+    unseen = load_studies(folder / "records", splits, settings, settings.num_candidates * settings.num_groups)
     unseen = keep_frontals(unseen) if arm.only_frontal else unseen
     prompts = load_prompts(prompts)
+
+    def figures_of(studies: Studies) -> dict[str, Any]:
+        return measure(base_model(model), tokenizer, studies, prompts, settings.num_candidates)
+
     return {
         "corpus": corpus,
         "seed": seed,
@@ -128,8 +139,8 @@ def run_arm(
         "learning_rate": learning_rate,
         "parameters": count_parameters(model),
         "training": training,
-        "figures": measure(base_model(model), tokenizer, unseen, prompts),
-        "seen": measure(base_model(model), tokenizer, studies[: len(unseen.samples)], prompts),
+        "figures": figures_of(unseen),
+        "seen": figures_of(studies[: len(unseen.samples)]),
     }
 
 

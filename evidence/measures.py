@@ -1,5 +1,6 @@
 """Figures of a trained arm on unseen studies: retrieval in both directions and zero-shot AUROC."""
 
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,30 +25,41 @@ BOOTSTRAP_SAMPLES = 1  # the spread is that of the seeds
 
 @torch.no_grad()
 def measure(
-    model: AltaModel, tokenizer: PreTrainedTokenizerBase, studies: Studies, prompts: PromptSet
+    model: AltaModel, tokenizer: PreTrainedTokenizerBase, studies: Studies, prompts: PromptSet, num_candidates: int
 ) -> dict[str, Any]:
     """
     Args:
         model ([`AltaModel`]): in eval mode.
         tokenizer (`PreTrainedTokenizerBase`): its `model_max_length` is the limit of a report.
-        studies ([`Studies`]): the candidates, each with its report.
+        studies ([`Studies`]): each with its report.
         prompts ([`PromptSet`]): of the zero-shot labels.
+        num_candidates (`int`): studies among which the right one is sought. More are ranked in groups of so many, of
+            which the recalls are means; what is left over counts for zero-shot alone. Fewer are one group.
 
     Returns:
-        `dict`: `candidates`, `distinct_reports`, and `value` and `chance` of `text_to_image_1`, `text_to_image_5`,
-        `image_to_text_1`, `image_to_text_5`, `macro_auroc` and, under `auroc`, of every label.
+        `dict`: `candidates`, `groups`, `distinct_reports` (mean of the groups), and `value` and `chance` of
+        `text_to_image_1`, `text_to_image_5`, `image_to_text_1`, `image_to_text_5`, `macro_auroc` and, under `auroc`,
+        of every label.
     """
     images, texts = _embed_images(model, studies), _embed_texts(model, tokenizer, studies.reports)
-    retrieval = retrieval_metrics(images, texts, studies.reports, CUTOFFS, BOOTSTRAP_SAMPLES)
-    figures = {
-        f"{direction}_{k}": _bare(retrieval[direction][f"recall_at_{k}"]) for direction in DIRECTIONS for k in CUTOFFS
-    }
+    size = min(num_candidates, len(images))
+    groups = [slice(start, start + size) for start in range(0, len(images) - size + 1, size)]
+    ranked = [
+        retrieval_metrics(images[group], texts[group], studies.reports[group], CUTOFFS, BOOTSTRAP_SAMPLES)
+        for group in groups
+    ]
     return {
-        "candidates": retrieval["studies"],
-        "distinct_reports": retrieval["distinct_reports"],
-        **figures,
+        "candidates": size,
+        "groups": len(groups),
+        "distinct_reports": fmean(found["distinct_reports"] for found in ranked),
+        **{f"{direction}_{k}": _mean_recall(ranked, direction, k) for direction in DIRECTIONS for k in CUTOFFS},
         **_zero_shot(model, tokenizer, images, studies, prompts),
     }
+
+
+def _mean_recall(ranked: list[dict[str, Any]], direction: str, k: int) -> dict[str, float]:
+    figures = [_bare(found[direction][f"recall_at_{k}"]) for found in ranked]
+    return {key: fmean(figure[key] for figure in figures) for key in ("value", "chance")}
 
 
 def _zero_shot(model, tokenizer, images, studies, prompts) -> dict[str, Any]:

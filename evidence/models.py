@@ -42,11 +42,21 @@ def build_model(arm: Arm, settings: Settings, folder: Path, seed: int) -> nn.Mod
     if arm.contrast_only:
         model = _without_reconstruction(model)
     if arm.trains == "adapters":
-        return get_peft_model(model, AltaAdapterConfig(bottleneck_ratio=settings.bottleneck_ratio))
+        return _adapt(model, arm, settings)
     for name, parameter in model.named_parameters():
         is_trained = name.startswith(HEADS) if arm.trains == "heads" else not name.endswith(FIXED)
         parameter.requires_grad_(is_trained)
     return model
+
+
+def _adapt(model: AltaForPreTraining, arm: Arm, settings: Settings) -> nn.Module:
+    """The model with PEFT adapters, and the tower that the arm opens."""
+    ratio = arm.bottleneck_ratio or settings.bottleneck_ratio
+    opened = [p for name, p in model.named_parameters() if arm.opens in name.split(".") and not name.endswith(FIXED)]
+    adapted = get_peft_model(model, AltaAdapterConfig(bottleneck_ratio=ratio))
+    for parameter in opened:
+        parameter.requires_grad_(True)
+    return adapted
 
 
 def base_model(model: nn.Module) -> AltaModel:

@@ -35,7 +35,7 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `dict`: `arms` (arm → `title`, `share`, `seconds`, `steps`, `learning_rate`, every figure, and `auroc` by
-        label), `chance`, `labels`, `candidates`, `minutes` and `workers`.
+        label), `chance`, `labels`, `candidates`, `groups`, `minutes` and `workers`.
     """
     arms = {name: [run for run in results["runs"] if run["arm"] == name] for name in ARMS}
     figures = [run["figures"] for run in results["runs"]]
@@ -47,6 +47,7 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
         "chance": {name: percent([figure[name]["chance"] for figure in figures])[0] for name in RECALLS},
         "labels": labels,
         "candidates": sorted({figure["candidates"] for figure in figures}),
+        "groups": max(figure["groups"] for figure in figures),
         "minutes": results["seconds"] / 60,
         "workers": results["workers"],
         "prepared_seconds": mean_std([prepared["seconds"] for prepared in results["prepared"].values()]),
@@ -114,10 +115,10 @@ def claims(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def against_method(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What every other arm has more than the method, on the same seeds: arm → recall → what `compare` gives."""
-    arms = [name for name in ARMS if name != "adapters" and any(run["arm"] == name for run in results["runs"])]
-    return {name: {recall: compare(results, name, "adapters", recall) for recall in RECALLS} for name in arms}
+def against(results: dict[str, Any], one: str) -> dict[str, dict[str, Any]]:
+    """What every other arm has more than one, on the same seeds: arm → recall → what `compare` gives."""
+    others = [name for name in ARMS if name != one and any(run["arm"] == name for run in results["runs"])]
+    return {name: {recall: compare(results, name, one, recall) for recall in RECALLS} for name in others}
 
 
 def learnt_by_heart(results: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
@@ -143,8 +144,8 @@ def percent(values: list[float]) -> tuple[float, float]:
 
 
 def render(work: Path, sweep: Path) -> str:
-    """The page, of `phantom.json` and, if it is there, `covid_cxr.json` in `work`, and of the file of the sweep."""
-    paths = {name: work / f"{name}.json" for name in ("phantom", "covid_cxr")}
+    """The page, of `phantom.json` in `work`, `reasons.json` and `covid_cxr.json` if they are there, and the sweep."""
+    paths = {name: work / f"{name}.json" for name in ("phantom", "reasons", "covid_cxr")}
     found = {name: read(path) for name, path in paths.items() if path.is_file()}
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters["spread"] = lambda value: f"{value[0]:.1f} ± {value[1]:.1f}"
@@ -152,10 +153,13 @@ def render(work: Path, sweep: Path) -> str:
         phantom=summarize(found["phantom"]),
         claims=claims(found["phantom"]),
         learnt_by_heart=learnt_by_heart(found["phantom"]),
-        against_method=against_method(found["phantom"]),
+        against_method=against(found["phantom"], "adapters"),
+        reasons=summarize(found["reasons"]) if "reasons" in found else None,
+        against_full=against(found["reasons"], "full") if "reasons" in found else None,
         covid=summarize(found["covid_cxr"]) if "covid_cxr" in found else None,
         sweep=read(sweep) if sweep.is_file() else None,
         families=FAMILIES,
+        fmean=fmean,
         arms=ARMS,
         recalls=RECALLS,
     )

@@ -1,12 +1,14 @@
 """Run the experiment: `make evidence`, or
 
-    python -m evidence.run --sweep                       # the learning rates, on a seed and a split of their own
+    python -m evidence.run --sweep                       # the learning rates, on seeds and a split of their own
     python -m evidence.run                               # PhantomCXR
+    python -m evidence.run --reasons                     # what keeps adapters from full fine-tuning, there too
     python -m evidence.run --corpus covid_cxr --covid-root ../shared/data/covid_cxr
     python -m evidence.report                            # RESULTS.md from what these wrote
 
 Every job, a seed's preparation or one arm, runs alone on one thread of one of two worker processes. The results lie in
-`runs/evidence/<corpus>.json`; those of the sweep in `evidence/sweep.json`, which is part of the repository.
+`runs/evidence`, in `<corpus>.json` and `reasons.json`; those of the sweep in `evidence/sweep.json`, part of the
+repository.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 
 from eval.protocol import positive_int, write_json
-from evidence.arms import ARMS, COVID_ARMS, FAMILIES
+from evidence.arms import ARMS, COVID_ARMS, FAMILIES, PHANTOM_ARMS, REASON_ARMS
 from evidence.jobs import CORPORA, prepare_seed, read_prepared, run_arm
 from evidence.measures import RECALLS
 from evidence.settings import QUICK, STANDARD, Settings
@@ -37,7 +39,13 @@ Job = tuple[Any, ...]  # a function and its arguments
 
 
 def run_experiment(
-    corpus: str, arms: Iterable[str], settings: Settings, work: Path, covid_root: Path | None = None, workers: int = 2
+    corpus: str,
+    arms: Iterable[str],
+    settings: Settings,
+    work: Path,
+    covid_root: Path | None = None,
+    workers: int = 2,
+    on_validation: bool = False,
 ) -> dict[str, Any]:
     """
     Prepare every seed and train every arm on it.
@@ -49,17 +57,20 @@ def run_experiment(
         work (`Path`): folder for what the arms of a seed share.
         covid_root (`Path`, *optional*): folder of the COVID-19 collection.
         workers (`int`): processes.
+        on_validation (`bool`): take `settings.validation_seeds`, and that split as the unseen studies.
 
     Returns:
         `dict`: `corpus`, `settings`, `workers`, `seconds`, `prepared` (seed → what it took) and `runs`.
     """
     start = time.monotonic()
+    seeds = settings.validation_seeds if on_validation else settings.seeds
+    rates = {arm: settings.learning_rates[ARMS[arm].family] for arm in arms}
     plan = [
         (
             (prepare_seed, corpus, seed, settings, work, covid_root),
-            [(run_arm, corpus, seed, arm, settings, work, settings.learning_rates[ARMS[arm].family]) for arm in arms],
+            [(run_arm, corpus, seed, arm, settings, work, rate, on_validation) for arm, rate in rates.items()],
         )
-        for seed in settings.seeds
+        for seed in seeds
     ]
     runs = [result for job, result in _run_jobs(plan, workers) if job[0] is run_arm]
     return {
@@ -67,35 +78,37 @@ def run_experiment(
         "settings": asdict(settings),
         "workers": workers,
         "seconds": time.monotonic() - start,
-        "prepared": {seed: read_prepared(work, corpus, seed) for seed in settings.seeds},
+        "prepared": {seed: read_prepared(work, corpus, seed) for seed in seeds},
         "runs": sorted(runs, key=lambda run: (run["seed"], list(ARMS).index(run["arm"]))),
     }
 
 
 def run_sweep(settings: Settings, work: Path, workers: int = 2) -> dict[str, Any]:
     """
-    Every learning rate of `settings.sweep`, on the validation split of `settings.sweep_seed`.
+    Every learning rate of `settings.sweep`, on the validation split of `settings.validation_seeds`.
 
     Returns:
-        `dict`: `seed`, `seconds`, `steps` and `rates`: family → rate → mean of the four recalls.
+        `dict`: `seeds`, `seconds`, `steps` and `rates`: family → rate → the mean of the four recalls of every seed.
     """
-    start, seed = time.monotonic(), settings.sweep_seed
-    arms = [
-        (run_arm, "phantom", seed, FAMILIES[family], settings, work, rate, True)
-        for family, rates in settings.sweep.items()
-        for rate in rates
+    start, seeds = time.monotonic(), settings.validation_seeds
+    tried = [(FAMILIES[family], rate) for family, rates in settings.sweep.items() for rate in rates]
+    plan = [
+        (
+            (prepare_seed, "phantom", seed, settings, work, None),
+            [(run_arm, "phantom", seed, arm, settings, work, rate, True) for arm, rate in tried],
+        )
+        for seed in seeds
     ]
-    plan = [((prepare_seed, "phantom", seed, settings, work, None), arms)]
     found = {
-        (run["arm"], run["learning_rate"]): fmean(run["figures"][name]["value"] for name in RECALLS)
+        (run["arm"], run["learning_rate"], run["seed"]): fmean(run["figures"][name]["value"] for name in RECALLS)
         for job, run in _run_jobs(plan, workers)
         if job[0] is run_arm
     }
     rates = {
-        family: {str(rate): found[FAMILIES[family], rate] for rate in tried}
-        for family, tried in settings.sweep.items()
+        family: {str(rate): [found[FAMILIES[family], rate, seed] for seed in seeds] for rate in rates}
+        for family, rates in settings.sweep.items()
     }
-    return {"seed": seed, "seconds": time.monotonic() - start, "steps": settings.steps, "rates": rates}
+    return {"seeds": list(seeds), "seconds": time.monotonic() - start, "steps": settings.steps, "rates": rates}
 
 
 def _run_jobs(plan: list[tuple[Job, list[Job]]], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
@@ -131,10 +144,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.sweep:
         write_json(run_sweep(settings, args.work, args.workers), args.sweep_output)
         return
-    arms = args.arms or (list(ARMS) if args.corpus == "phantom" else COVID_ARMS)
-    results = run_experiment(args.corpus, arms, settings, args.work, args.covid_root, args.workers)
-    write_json(results, args.work / f"{args.corpus}.json")
-    print(f"{len(results['runs'])} runs in {results['seconds'] / 60:.1f} min: {args.work / args.corpus}.json")
+    default_arms = REASON_ARMS if args.reasons else PHANTOM_ARMS if args.corpus == "phantom" else COVID_ARMS
+    results = run_experiment(
+        args.corpus, args.arms or default_arms, settings, args.work, args.covid_root, args.workers, args.reasons
+    )
+    output = args.work / ("reasons.json" if args.reasons else f"{args.corpus}.json")
+    write_json(results, output)
+    print(f"{len(results['runs'])} runs in {results['seconds'] / 60:.1f} min: {output}")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -144,6 +160,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="these alone")
     parser.add_argument("--seeds", nargs="+", type=int, help="in place of those of the settings")
     parser.add_argument("--sweep", action="store_true", help="try the learning rates instead")
+    parser.add_argument("--reasons", action="store_true", help="ask what keeps adapters from full fine-tuning instead")
     parser.add_argument("--quick", action="store_true", help="two steps of everything, to try the path")
     parser.add_argument("--work", type=Path, default=WORK, help="folder to write (default: %(default)s)")
     parser.add_argument("--sweep-output", type=Path, default=SWEEP, help="file of the sweep (default: %(default)s)")

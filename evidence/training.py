@@ -12,11 +12,17 @@ from transformers import get_cosine_schedule_with_warmup
 
 __all__ = ["count_parameters", "train"]
 
+PEFT_PARTS = (".alta_adapter_", ".modules_to_save.")
 BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM, WARMUP_SHARE = (0.9, 0.95), 0.05, 1.0, 0.1
 
 
 def train(
-    model: nn.Module, batches: Iterator[dict[str, torch.Tensor]], num_steps: int, learning_rate: float, seed: int
+    model: nn.Module,
+    batches: Iterator[dict[str, torch.Tensor]],
+    num_steps: int,
+    learning_rate: float,
+    seed: int,
+    base_learning_rate: float | None = None,
 ) -> dict[str, Any]:
     """
     Train what requires a gradient: AdamW, weight decay on matrices only, warm-up over a tenth, cosine to zero.
@@ -26,6 +32,7 @@ def train(
         batches (iterator of `dict`): arguments of the model.
         num_steps (`int`), learning_rate (`float`).
         seed (`int`): of masks and dropout.
+        base_learning_rate (`float`, *optional*): of weights under PEFT that are not PEFT's, by default the same.
 
     Returns:
         `dict`: `first_loss`, `last_loss` (means over a tenth of the steps), `steps`, `cpu_seconds`.
@@ -33,7 +40,7 @@ def train(
     Raises:
         FloatingPointError: at a loss that is not finite.
     """
-    optimizer = _optimizer(model, learning_rate)
+    optimizer = _optimizer(model, learning_rate, base_learning_rate or learning_rate)
     scheduler = get_cosine_schedule_with_warmup(optimizer, round(WARMUP_SHARE * num_steps), num_steps)
     torch.manual_seed(seed)
     model.train()
@@ -58,13 +65,23 @@ def train(
     }
 
 
-def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim in (2, 4)], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in trained if p.ndim not in (2, 4)], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS)
+def _optimizer(model: nn.Module, learning_rate: float, base_learning_rate: float) -> torch.optim.AdamW:
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_base = hasattr(model, "peft_config") and not any(part in name for part in PEFT_PARTS)
+            groups.setdefault((is_base, parameter.ndim in (2, 4)), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": base_learning_rate if is_base else learning_rate,
+                "weight_decay": WEIGHT_DECAY if is_matrix else 0.0,
+            }
+            for (is_base, is_matrix), parameters in groups.items()
+        ],
+        betas=BETAS,
+    )
 
 
 def count_parameters(model: nn.Module) -> dict[str, int | float]:

@@ -70,7 +70,7 @@ class TrainArguments:
         resume (`str`): a checkpoint folder, or `"latest"`, which starts anew where there is none.
         validate_every (`int`): optimizer steps between two validations, the first before training; 0 for none.
         validation_split (`str`): split to validate on.
-        validation_studies (`int`): the first so many of it.
+        validation_studies (`int`): the first so many of it that could train.
         validation_prompts (`str`): JSON file of prompts, such as `eval/prompts/covid_cxr.json`, for zero-shot figures.
         best_metric (`str`): figure of the validation by which `best/` is chosen: by default the loss in `mrm`,
             `macro_auroc` in `classify`, and `text_to_image_recall_at_5` else.

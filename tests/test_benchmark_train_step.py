@@ -41,4 +41,6 @@ def test_local_loss_in_the_benchmark_is_one_in_both_forms():
     inputs = [torch.randn(3, number, 8).requires_grad_() for number in (5, 6)] + [
         torch.tensor(2.0, requires_grad=True) for _ in range(3)
     ]
-    torch.testing.assert_close(run_form("plain", *inputs), run_form("ours", *inputs))
+    for lengths in ([5, 5, 5], [5, 2, 3]):
+        word_mask = torch.arange(5) < torch.tensor(lengths)[:, None]
+        torch.testing.assert_close(run_form("plain", word_mask, *inputs), run_form("ours", word_mask, *inputs))

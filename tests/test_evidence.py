@@ -1,19 +1,24 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ROOT
 
-from evidence.arms import ARMS, COVID_ARMS, FAMILIES
-from evidence.jobs import prepare_seed, run_arm
+from eval.prompts import load_prompts
+from evidence import jobs
+from evidence.arms import ARMS, COVID_ARMS, FAMILIES, PHANTOM_ARMS, REASON_ARMS
+from evidence.jobs import CORPORA, prepare_seed, run_arm
+from evidence.measures import RECALLS, measure
 from evidence.models import base_model, build_model
 from evidence.report import claims, compare, learnt_by_heart, main, render, summarize
 from evidence.run import run_experiment, run_sweep
 from evidence.settings import QUICK, STANDARD
-from evidence.studies import Studies, keep_frontals
-from evidence.training import count_parameters
+from evidence.studies import Studies, keep_frontals, load_studies
+from evidence.training import _optimizer, count_parameters
+from modeling_alta.convert_alta import read_tokenizer
 
 
 SEED = 0
@@ -32,6 +37,7 @@ def fake_run(arm, seed, recall, share=0.08):
         "figures": {
             **dict.fromkeys(names, figure),
             "candidates": 10,
+            "groups": 2,
             "macro_auroc": {"value": 0.5, "chance": 0.5},
             "auroc": {"Nodule": {"value": 0.5, "chance": 0.5}},
         },
@@ -70,6 +76,47 @@ def test_the_random_arm_shares_only_the_text_tower_with_the_method(work):
     assert torch.equal(method[WORDS], random[WORDS]) and not torch.equal(method[name], random[name])
 
 
+def test_an_opened_tower_trains_beside_the_adapters_while_the_other_stays_frozen(work):
+    trained = [name for name, parameter in build("open_text", work).named_parameters() if parameter.requires_grad]
+    assert any(name.endswith("text_model.embeddings.word_embeddings.weight") for name in trained)
+    assert any("alta_adapter_down" in name and "vision_model" in name for name in trained)
+    assert not any("vision_model" in name and "qkv" in name for name in trained)
+
+
+def test_an_opened_tower_trains_at_a_rate_of_its_own(work):
+    model = build("open_text", work)
+    groups = _optimizer(model, 1e-2, 1e-3).param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    of_name = {name: rates[id(parameter)] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {rate for name, rate in of_name.items() if "alta_adapter" in name or "modules_to_save" in name} == {1e-2}
+    assert of_name[next(name for name in of_name if name.endswith("word_embeddings.weight"))] == 1e-3
+
+
+def test_wide_adapters_are_as_wide_as_the_tower(work):
+    widths = {name: p.shape[0] for name, p in build("wide", work).named_parameters() if "adapter_down" in name}
+    assert QUICK.model["vision_config"]["hidden_size"] in widths.values()
+
+
+def test_an_arm_of_few_studies_trains_on_the_first_alone(work, monkeypatch):
+    seen = []
+    monkeypatch.setitem(ARMS, "few_full", replace(ARMS["few_full"], num_studies=5))
+    monkeypatch.setattr(jobs, "sample_batches", lambda studies, *rest: seen.append(studies) or iter(()))
+    with pytest.raises(StopIteration):
+        run_arm("phantom", SEED, "few_full", QUICK, work, 1e-3)
+    assert len(seen[0].samples) == 5
+
+
+def test_recalls_are_means_over_groups_of_candidates(work):
+    folder = work / f"phantom-{SEED}"
+    studies = load_studies(folder / "records", ("test",), QUICK, 16)
+    arguments = base_model(build("heads", work)).eval(), read_tokenizer(folder / "text_encoder")
+    prompts = load_prompts(CORPORA["phantom"][0])
+    whole, *halves = (measure(*arguments, part, prompts, 8) for part in (studies, studies[:8], studies[8:]))
+    assert (whole["candidates"], whole["groups"], halves[0]["groups"]) == (8, 2, 1)
+    for recall in RECALLS:
+        assert whole[recall]["value"] == pytest.approx(sum(half[recall]["value"] for half in halves) / 2)
+
+
 def test_an_arm_is_measured_on_unseen_studies_and_repeats_with_its_seed(work):
     runs = [run_arm("phantom", SEED, "adapters", QUICK, work, 1e-3) for _ in range(2)]
     assert runs[0]["figures"] == runs[1]["figures"]
@@ -94,7 +141,9 @@ def test_experiment_and_sweep_run_every_job_and_the_report_has_their_figures(tmp
     assert {family: len(rates) for family, rates in sweep["rates"].items()} == {
         family: len(rates) for family, rates in QUICK.sweep.items()
     }
-    for name, content in (("phantom", results), ("sweep", sweep)):
+    reasons = run_experiment("phantom", ("adapters", "full"), QUICK, tmp_path, workers=1, on_validation=True)
+    assert {run["seed"] for run in reasons["runs"]} == set(QUICK.validation_seeds)
+    for name, content in (("phantom", results), ("sweep", sweep), ("reasons", reasons)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     files = {"work": tmp_path, "sweep": tmp_path / "sweep.json", "output": tmp_path / "RESULTS.md"}
     main([word for name, path in files.items() for word in (f"--{name}", str(path))])
@@ -132,7 +181,7 @@ def test_summary_is_in_points():
 def test_every_family_of_arms_has_a_rate_and_a_sweep():
     families = {arm.family for arm in ARMS.values()}
     assert families == set(FAMILIES) == set(STANDARD.learning_rates) == set(STANDARD.sweep)
-    assert set(COVID_ARMS) <= set(ARMS)
+    assert set(PHANTOM_ARMS) | set(COVID_ARMS) | set(REASON_ARMS) == set(ARMS)
     assert all(STANDARD.learning_rates[family] in rates for family, rates in STANDARD.sweep.items())
 
 

@@ -1,12 +1,16 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from trained import train
+from trained import arguments_of, train
 
-from modeling_alta import AltaForMaskedRecordModeling, AltaModel
+from modeling_alta import AltaForMaskedRecordModeling, AltaModel, AltaProcessor
+from processing.study_records import load_study_records
+from training import stage as stages
 from training.alta_stage import AltaStage
+from training.mrm_stage import MrmStage
 from training.watching import VALIDATION_LOG, read_log
 
 
@@ -52,3 +56,21 @@ def test_a_metric_that_the_stage_does_not_give_is_an_error_before_training_that_
 def test_a_validation_split_without_reports_is_an_error(mrm_run, work):
     with pytest.raises(ValueError, match="`split` must be one of"):
         train(work, "alta", "no_split", validate_every=100, validation_split="dev")
+
+
+def test_studies_to_validate_on_are_the_first_that_could_train(mrm_run, work, monkeypatch):
+    records = load_study_records(work / "records", "train")
+    reports = [None if index in (0, 2) else report for index, report in enumerate(records["report"])]
+    feature = records.features["report"]
+    records = records.remove_columns("report").add_column("report", reports, feature=feature)
+    run = SimpleNamespace(
+        args=arguments_of(work, "mrm", validation_studies=2),
+        stage=MrmStage(),
+        unwrapped=AltaForMaskedRecordModeling.from_pretrained(mrm_run / "model"),
+        processor=AltaProcessor.from_pretrained(mrm_run / "model"),
+    )
+    monkeypatch.setattr(stages, "load_study_records", lambda name, split: records)
+    assert list(stages.validation_records(run)["study_id"]) == [records["study_id"][index] for index in (1, 3)]
+    monkeypatch.setattr(stages, "load_study_records", lambda name, split: records.select([0, 2]))
+    with pytest.raises(ValueError, match="`validation_split` 'validation' cannot be validated on: .*'no report': 2"):
+        stages.validation_records(run)

@@ -14,16 +14,13 @@ from eval.prompts import PromptSet, load_prompts
 from eval.retrieval import retrieval_metrics
 from eval.zero_shot import zero_shot_metrics, zero_shot_scores
 from modeling_alta import AltaConfig, AltaForPreTraining, AltaOutput, AltaProcessor
-from modeling_alta.configuration_alta import VIEW_NAMES
 from modeling_alta.convert_alta import convert_mrm, read_tokenizer
 from modeling_alta.export_alta import build_processor, export_adapter, export_full
-from processing.study_records import load_study_records
-from processing.trainable_records import find_trainable
 from processing.training_batch import AltaCollator, TrainingStudies
 from recipes.recipe import TrainArguments
 from training.run import Run
 from training.shares import share_between_processes
-from training.stage import Records, Stage, base_folder, study_transform
+from training.stage import Records, Stage, base_folder, study_transform, validation_records
 
 
 NO_BOOTSTRAP = {"bootstrap_samples": 1}
@@ -56,20 +53,23 @@ class AltaStage(Stage):
         return studies, AltaCollator(processor, config)
 
     def validate(self, run: Run) -> dict[str, float]:
-        records = validation_records(run.args)
-        reports = [record["report"] for record in records]
+        records = validation_records(run)
+        reports = list(records["report"])
         model = StudyAndTextEmbedder(run)
 
-        def embed(items: list[Any]) -> torch.Tensor:
-            embed_items = embed_texts if isinstance(items[0], str) else embed_studies
-            return embed_items(model, run.processor, items, progress=False)
+        def embed_images(part: list[int]) -> torch.Tensor:
+            return embed_studies(model, run.processor, records.select(part), progress=False)
 
-        images, texts = (share_between_processes(run, items, embed) for items in (records, reports))
+        def embed(texts: list[str]) -> torch.Tensor:
+            return embed_texts(model, run.processor, texts, progress=False)
+
+        images = share_between_processes(run, list(range(len(records))), embed_images)
+        texts = share_between_processes(run, reports, embed)
         figures = flat_recalls(retrieval_metrics(images, texts, reports, **NO_BOOTSTRAP))
         if run.args.validation_prompts:
             prompts = load_prompts(run.args.validation_prompts)
             of_text = dict(zip(prompts.texts, share_between_processes(run, prompts.texts, embed), strict=True))
-            figures |= zero_shot_aurocs(images, of_text, prompts, [record["labels"] for record in records])
+            figures |= zero_shot_aurocs(images, of_text, prompts, list(records["labels"]))
         return figures
 
     def export(self, run: Run, model: PeftModel, folder: Path) -> None:
@@ -98,19 +98,6 @@ class StudyAndTextEmbedder(nn.Module):
             if pixel_values is not None:
                 return AltaOutput(image_embeds=self.model.get_image_features(pixel_values, view_mask))
             return AltaOutput(text_embeds=self.model.get_text_features(input_ids, attention_mask))
-
-
-def validation_records(args: TrainArguments) -> list[dict[str, Any]]:
-    """The first `validation_studies` records of the validation split that training could take.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    records = load_study_records(args.records, args.validation_split)
-    positions, _ = find_trainable(records, VIEW_NAMES)
-    if not len(positions):
-        raise ValueError(f"`validation_split` must hold studies with reports, got none in {args.validation_split!r}.")
-    return list(records.select(positions[: args.validation_studies]))
 
 
 def flat_recalls(results: dict[str, Any]) -> dict[str, float]:

@@ -14,11 +14,10 @@ from modeling_alta import AltaConfig, AltaForImageClassification, AltaProcessor
 from modeling_alta.export_alta import export_adapter, export_full
 from processing.augmentation import StudyTransform
 from processing.label_batch import LabelCollator, LabelledStudies, count_labels, label_settings
-from processing.study_records import load_study_records
 from recipes.recipe import TrainArguments
 from training.run import Run
 from training.shares import share_between_processes
-from training.stage import Records, Stage, base_config, training_records
+from training.stage import Records, Stage, base_config, training_records, validation_records
 
 
 class ClassifyStage(Stage):
@@ -48,11 +47,14 @@ class ClassifyStage(Stage):
         return studies, LabelCollator(label_names(config), config.problem_type)
 
     def validate(self, run: Run) -> dict[str, float]:
-        records = load_study_records(run.args.records, run.args.validation_split)
-        records = list(records.select(range(min(len(records), run.args.validation_studies))))
+        records = validation_records(run)
         model, names = Classifier(run), label_names(base_config(run.unwrapped))
-        scores = share_between_processes(run, records, lambda part: classify_studies(model, run.processor, part))
-        labels = [record["labels"] for record in records]
+
+        def classify(part: list[int]) -> torch.Tensor:
+            return classify_studies(model, run.processor, records.select(part))
+
+        scores = share_between_processes(run, list(range(len(records))), classify)
+        labels = list(records["labels"])
         results = classification_metrics(scores, names, labels, run.args.unlabelled, bootstrap_samples=1)
         figures = {f"auroc/{label}": result["auroc"]["value"] for label, result in results["labels"].items()}
         macro = {name: results[name]["value"] for name in ("macro_auroc", "macro_average_precision") if results[name]}

@@ -10,12 +10,11 @@ from modeling_alta import AltaConfig, AltaForMaskedRecordModeling, AltaProcessor
 from modeling_alta.convert_alta import load_mae, read_tokenizer
 from modeling_alta.export_alta import build_processor
 from processing.batch_order import BatchOrder
-from processing.study_records import load_study_records
 from processing.training_batch import MrmCollator, TrainingStudies
 from processing.training_loader import make_training_loader
 from recipes.recipe import TrainArguments
 from training.run import Run
-from training.stage import Records, Stage, study_transform
+from training.stage import Records, Stage, study_transform, validation_records
 
 
 class MrmStage(Stage):
@@ -45,8 +44,7 @@ class MrmStage(Stage):
     @torch.no_grad()
     def validate(self, run: Run) -> dict[str, float]:
         args, accelerator = run.args, run.accelerator
-        records = load_study_records(args.records, args.validation_split)
-        records = records.select(range(min(len(records), args.validation_studies)))
+        records = validation_records(run)
         studies, collator = self.build_studies(args, run.unwrapped.config, run.processor, records, augment=False)
         batch_size = min(args.batch_size, len(studies) // accelerator.num_processes)
         if not batch_size:

@@ -54,6 +54,22 @@ class Stage(ABC):
         """Write what the stage was for into `folder`; `model` is unwrapped and may be changed."""
 
 
+def validation_records(run: "Run") -> datasets.Dataset:
+    """
+    The first `validation_studies` records of the validation split that the stage could train on, none decoded yet.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    args, config = run.args, base_config(run.unwrapped)
+    records = load_study_records(args.records, args.validation_split)
+    try:
+        studies, _ = run.stage.build_studies(args, config, run.processor, records, augment=False)
+    except ValueError as error:
+        raise ValueError(f"`validation_split` {args.validation_split!r} cannot be validated on: {error}") from error
+    return records.select(studies.positions[: args.validation_studies])
+
+
 def study_transform(config: AltaConfig, augment: bool) -> StudyTransform:
     """The transform that makes the image inputs of a model with this config."""
     return StudyTransform(config.vision_config.image_size, config.target_image_size, do_augment=augment)
@@ -99,4 +115,5 @@ __all__ = [
     "study_transform",
     "trained_parameters",
     "training_records",
+    "validation_records",
 ]

@@ -34,15 +34,15 @@ from benchmarks.radiograph import chest_like
 from modeling_alta import AltaConfig, AltaForPreTraining
 from modeling_alta.configuration_alta import VIEW_NAMES
 from modeling_alta.image_processing_alta import IMAGE_MEAN, IMAGE_STD
-from processing import augmentation, training_batch
-from processing.augmentation import AugmentationDraw, StudyTransform, draw_augmentation
-from processing.batch_order import BatchOrder
-from processing.images import encode_image
-from processing.record_stream import RecordStream
-from processing.study_features import STUDY_FEATURES
-from processing.study_records import write_study_records
-from processing.training_batch import AltaCollator, TrainingStudies, sample_generator
-from processing.training_loader import make_training_loader
+from processing.batches import augmentation, training_batch
+from processing.batches.augmentation import AugmentationDraw, StudyTransform, draw_augmentation
+from processing.batches.batch_order import BatchOrder
+from processing.batches.training_batch import AltaCollator, TrainingStudies, sample_generator
+from processing.batches.training_loader import make_training_loader
+from processing.engine.images import encode_image
+from processing.records.record_stream import RecordStream
+from processing.records.study_features import STUDY_FEATURES
+from processing.records.study_records import write_study_records
 
 
 BATCH_SIZE = 8

@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.memory import PeakMemory
 from benchmarks.synthetic import plan_synthetic, write_radiographs
 from modeling_alta.radiograph_alta import read_radiograph
-from processing.images import encode_png, shrink
-from processing.write_records import write_records
+from processing.engine.images import encode_png, shrink
+from processing.engine.write_records import write_records
 
 
 __all__ = ["main", "measure_memory", "measure_parts", "measure_speed"]

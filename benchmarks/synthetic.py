@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from processing.study_plan import Corpus, ImageFile, Plan, Study
+from processing.engine.study_plan import Corpus, ImageFile, Plan, Study
 
 
 __all__ = ["plan_synthetic", "write_radiographs"]

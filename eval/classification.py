@@ -16,7 +16,7 @@ from eval.bootstrap import auroc_interval, average_precision_interval
 from eval.embeddings import evaluating
 from eval.protocol import argument_errors, describe_run, load_records, protocol_parser, write_json
 from modeling_alta.configuration_alta import VIEW_NAMES
-from processing.label_batch import UNLABELLED_AS
+from processing.batches.label_batch import UNLABELLED_AS
 
 
 PROTOCOL = {"name": "classification", "version": "1.0"}
@@ -71,7 +71,7 @@ def classification_metrics(
         names (sequence of `str`): the labels, in the order of the scores.
         labels (sequence of `str` sequences): the labels of every study.
         unlabelled (`str`): a study without any label was not labelled, `"left_out"`, or has none of the labels,
-            `"negative"`; what was chosen in training, see [`processing.label_batch.LabelledStudies`].
+            `"negative"`; what was chosen in training, see [`processing.batches.label_batch.LabelledStudies`].
         bootstrap_samples, seed (`int`): of the 95 % intervals over the studies.
 
     Returns:

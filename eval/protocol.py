@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from modeling_alta import fold_adapters  # importing it registers the model with AutoModel and AutoProcessor
-from processing.study_records import load_study_records
+from processing.records.study_records import load_study_records
 
 
 def protocol_parser(module: str, description: str) -> argparse.ArgumentParser:

@@ -18,11 +18,11 @@ from evidence.studies import Studies, keep_frontals, load_studies, sample_batche
 from evidence.training import count_parameters, train
 from modeling_alta import AltaConfig, AltaForMaskedRecordModeling
 from modeling_alta.convert_alta import read_tokenizer
+from processing.batches.training_batch import AltaCollator, MrmCollator
 from processing.covid_cxr import prepare_covid_cxr
 from processing.phantom import prepare_phantom
-from processing.study_records import load_study_records
+from processing.records.study_records import load_study_records
 from processing.text_encoder import ReportEncoder, pretrain_text_encoder, train_tokenizer
-from processing.training_batch import AltaCollator, MrmCollator
 
 
 __all__ = ["CORPORA", "prepare_seed", "run_arm"]

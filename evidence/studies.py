@@ -10,10 +10,10 @@ from datasets import concatenate_datasets
 
 from evidence.settings import Settings
 from modeling_alta.configuration_alta import VIEW_NAMES
-from processing.augmentation import StudyTransform
-from processing.report_masking import shuffle_sentences
-from processing.study_records import load_study_records
-from processing.training_batch import TrainingStudies
+from processing.batches.augmentation import StudyTransform
+from processing.batches.report_masking import shuffle_sentences
+from processing.batches.training_batch import TrainingStudies
+from processing.records.study_records import load_study_records
 
 
 __all__ = ["Studies", "keep_frontals", "load_studies", "sample_batches"]

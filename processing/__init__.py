@@ -1,1 +1,1 @@
-"""From a corpus to study records: one reader per corpus, and the parts that they share."""
+"""From a corpus to study records and training batches: a command for every corpus, and the folders that they share."""

@@ -20,9 +20,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from modeling_alta.configuration_alta import VIEW_NAMES
-from processing.bar_chart import draw_bars, draw_histogram
-from processing.record_checks import check_records
-from processing.record_scan import ScannedRecord, read_rows, scan_records
+from processing.records.bar_chart import draw_bars, draw_histogram
+from processing.records.record_checks import check_records
+from processing.records.record_scan import ScannedRecord, read_rows, scan_records
 
 
 __all__ = ["format_checks", "main", "write_report"]

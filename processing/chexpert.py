@@ -26,8 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from processing.chexpert_labels import add_uncertain_option
-from processing.chexpert_tables import (
+from processing.corpora.chexpert_labels import add_uncertain_option
+from processing.corpora.chexpert_tables import (
     SPLITS,
     ChexpertRow,
     find_label_tables,
@@ -37,9 +37,9 @@ from processing.chexpert_tables import (
     read_rows,
     read_sections,
 )
-from processing.report_texts import DEFAULT_REPORT, add_report_option, check_report_choice, make_texts
-from processing.study_plan import Corpus, ImageFile, Plan, Study
-from processing.write_records import corpus_parser, run_corpus
+from processing.engine.study_plan import Corpus, ImageFile, Plan, Study
+from processing.engine.write_records import corpus_parser, run_corpus
+from processing.reports.report_texts import DEFAULT_REPORT, add_report_option, check_report_choice, make_texts
 
 
 __all__ = ["main", "plan_chexpert", "read_report"]

@@ -22,8 +22,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from processing.study_plan import Corpus, ImageFile, Plan, Study
-from processing.write_records import corpus_parser, run_corpus, write_records
+from processing.engine.study_plan import Corpus, ImageFile, Plan, Study
+from processing.engine.write_records import corpus_parser, run_corpus, write_records
 
 
 __all__ = ["main", "plan_covid_cxr", "prepare_covid_cxr", "read_metadata"]

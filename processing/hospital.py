@@ -4,9 +4,10 @@
 
 The mapping says which columns of the table mean what (`processing/hospital_example.yaml`). Either a row of the table
 is an image, with its study, patient, view, time and report; or, with the key `dicom`, the images are a folder of DICOM
-files of which the headers say all that (`processing.dicom_headers`), and a row is a report, found by StudyInstanceUID,
-else by an AccessionNumber of one study only. Of several reports of one study the last counts, of several times the
-earliest. Where a study has a day but no time of day, it and the others of its patient on that day count as one time.
+files of which the headers say all that (`processing.corpora.dicom_headers`), and a row is a report, found by
+StudyInstanceUID, else by an AccessionNumber of one study only. Of several reports of one study the last counts, of
+several times the earliest. Where a study has a day but no time of day, it and the others of its patient on that day
+count as one time.
 
 What identifies a patient stays behind. `patient_id` and `study_id` are hashes under a secret salt, from the
 environment variable ALTA_SALT or `--salt-file`; keep it, since the next run needs it for the same names, and keep it
@@ -25,13 +26,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from processing.hospital_mapping import HospitalMapping, load_mapping
-from processing.hospital_studies import DraftStudy, draft_from_dicom, draft_from_table
-from processing.pseudonyms import SALT_VARIABLE, Pseudonyms, read_salt, remove_identifiers
-from processing.report_sections import split_sections
-from processing.report_texts import DEFAULT_REPORT, add_report_option, check_report_choice, make_texts
-from processing.study_plan import Corpus, ImageFile, Plan, Study, StudyLeftOut
-from processing.write_records import corpus_parser, run_corpus, write_records
+from processing.corpora.hospital_mapping import HospitalMapping, load_mapping
+from processing.corpora.hospital_studies import DraftStudy, draft_from_dicom, draft_from_table
+from processing.corpora.pseudonyms import SALT_VARIABLE, Pseudonyms, read_salt, remove_identifiers
+from processing.engine.study_plan import Corpus, ImageFile, Plan, Study, StudyLeftOut
+from processing.engine.write_records import corpus_parser, run_corpus, write_records
+from processing.reports.report_sections import split_sections
+from processing.reports.report_texts import DEFAULT_REPORT, add_report_option, check_report_choice, make_texts
 
 
 __all__ = ["main", "plan_hospital", "prepare_hospital"]

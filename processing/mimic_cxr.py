@@ -26,13 +26,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from processing.chexpert_labels import CHEXPERT_LABELS, add_uncertain_option, read_positive_labels
-from processing.mimic_views import FRONTAL_VIEWS, LATERAL_VIEWS, VIEW_COLUMNS, read_view
-from processing.report_texts import DEFAULT_REPORT, add_report_option, check_report_choice, make_texts
-from processing.reports import split_sections
-from processing.study_plan import Corpus, ImageFile, Plan, Study
-from processing.tables import find_table, read_table
-from processing.write_records import corpus_parser, run_corpus
+from processing.corpora.chexpert_labels import CHEXPERT_LABELS, add_uncertain_option, read_positive_labels
+from processing.corpora.mimic_views import FRONTAL_VIEWS, LATERAL_VIEWS, VIEW_COLUMNS, read_view
+from processing.corpora.tables import find_table, read_table
+from processing.engine.study_plan import Corpus, ImageFile, Plan, Study
+from processing.engine.write_records import corpus_parser, run_corpus
+from processing.reports.report_texts import DEFAULT_REPORT, add_report_option, check_report_choice, make_texts
+from processing.reports.training_text import split_sections
 
 
 __all__ = ["main", "plan_mimic_cxr", "read_report"]

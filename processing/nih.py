@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from processing.find_images import find_images
-from processing.study_features import assign_split
-from processing.study_plan import Corpus, ImageFile, Plan, Study
-from processing.tables import find_table, read_table
-from processing.write_records import corpus_parser, run_corpus, write_records
+from processing.corpora.find_images import find_images
+from processing.corpora.tables import find_table, read_table
+from processing.engine.study_plan import Corpus, ImageFile, Plan, Study
+from processing.engine.write_records import corpus_parser, run_corpus, write_records
+from processing.records.study_features import assign_split
 
 
 __all__ = ["main", "plan_nih", "prepare_nih"]

@@ -4,7 +4,7 @@
 
 `DIR` holds the reports as distributed (`NLMCXR_reports.tgz`, or `ecgen-radiology/` from it), the PNG images anywhere
 below it (`CXR1_1_IM-0001-3001.png` of `NLMCXR_png.tgz`, or `1_IM-0001-3001.dcm.png` of the Kaggle copy), and a table
-of views, `indiana_projections.csv` or `nlmcxr_dicom_metadata.csv` (see `processing.openi_views`).
+of views, `indiana_projections.csv` or `nlmcxr_dicom_metadata.csv` (see `processing.corpora.openi_views`).
 
 A report is a study, and a study a patient: the collection has one per patient. Its reports have no dates, so there are
 no priors. The frontal is the first in the order of the report among the best of PA and "frontal" > AP, the lateral the
@@ -22,12 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from processing.find_images import find_images
-from processing.openi_reports import MAX_BYTES, OpeniReport, read_openi_xml
-from processing.openi_views import image_key, read_openi_views
-from processing.report_texts import DEFAULT_REPORT, add_report_option, check_report_choice, make_texts
-from processing.study_plan import Corpus, ImageFile, Plan, Study, StudyLeftOut
-from processing.write_records import corpus_parser, run_corpus, write_records
+from processing.corpora.find_images import find_images
+from processing.corpora.openi_reports import MAX_BYTES, OpeniReport, read_openi_xml
+from processing.corpora.openi_views import image_key, read_openi_views
+from processing.engine.study_plan import Corpus, ImageFile, Plan, Study, StudyLeftOut
+from processing.engine.write_records import corpus_parser, run_corpus, write_records
+from processing.reports.report_texts import DEFAULT_REPORT, add_report_option, check_report_choice, make_texts
 
 
 __all__ = ["main", "plan_openi", "prepare_openi", "read_openi_reports"]

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from modeling_alta.configuration_alta import VIEW_NAMES
 from modeling_alta.radiograph_alta import read_radiograph
-from processing.images import shrink
-from processing.record_scan import ScannedImage, ScannedRecord, scan_image, scan_records
-from processing.shards import find_shards
+from processing.engine.images import shrink
+from processing.engine.shards import find_shards
+from processing.records.record_scan import ScannedImage, ScannedRecord, scan_image, scan_records
 
 
 __all__ = ["find_overlap", "main", "measure_distances"]

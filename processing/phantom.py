@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from processing.images import MIN_SIDE, encode_image
-from processing.phantom_findings import (
+from processing.corpora.phantom_findings import (
     Findings,
     draw_findings,
     draw_next_findings,
     find_labels,
     visible_findings,
 )
-from processing.phantom_images import Anatomy, draw_anatomy, draw_view
-from processing.phantom_reports import write_sections
-from processing.reports import compose_report
-from processing.shards import write_study_records
+from processing.corpora.phantom_images import Anatomy, draw_anatomy, draw_view
+from processing.corpora.phantom_reports import write_sections
+from processing.engine.images import MIN_SIDE, encode_image
+from processing.engine.shards import write_study_records
+from processing.reports.training_text import compose_report
 
 
 __all__ = ["PhantomStudy", "draw_patient", "main", "make_records", "prepare_phantom"]

@@ -25,10 +25,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from processing.study_features import SPLIT_NAMES
-from processing.study_plan import Corpus, ImageFile, Plan, Study
-from processing.tables import find_table, read_table
-from processing.write_records import corpus_parser, run_corpus, write_records
+from processing.corpora.tables import find_table, read_table
+from processing.engine.study_plan import Corpus, ImageFile, Plan, Study
+from processing.engine.write_records import corpus_parser, run_corpus, write_records
+from processing.records.study_features import SPLIT_NAMES
 
 
 __all__ = ["main", "plan_rsna", "prepare_rsna", "read_rsna_list"]

@@ -21,9 +21,9 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer, get_linear_
 from modeling_alta.configuration_alta import AltaConfig
 from modeling_alta.losses_alta import global_contrastive_loss
 from modeling_alta.modeling_alta import AltaProjectionHead
-from processing.report_masking import shuffle_sentences
-from processing.study_records import load_study_records
-from processing.training_batch import encode_reports
+from processing.batches.report_masking import shuffle_sentences
+from processing.batches.training_batch import encode_reports
+from processing.records.study_records import load_study_records
 
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -10,7 +10,7 @@ import yaml
 
 from modeling_alta import AltaConfig
 from modeling_alta.classification_alta import PROBLEM_TYPES
-from processing.label_batch import UNLABELLED_AS
+from processing.batches.label_batch import UNLABELLED_AS
 
 
 AT_LEAST_ONE = (

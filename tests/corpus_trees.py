@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from processing.study_plan import Plan
-from processing.study_records import SPLIT_NAMES, load_study_records
-from processing.write_records import write_records
+from processing.engine.study_plan import Plan
+from processing.engine.write_records import write_records
+from processing.records.study_records import SPLIT_NAMES, load_study_records
 
 
 def write_table(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from modeling_alta.configuration_alta import VIEW_NAMES
 from modeling_alta.image_processing_alta import AltaImageProcessor
-from processing.augmentation import (
+from processing.batches.augmentation import (
     AUGMENTATION_RANGES,
     AugmentationDraw,
     StudyTransform,

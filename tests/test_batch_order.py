@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from processing.batch_order import WINDOW_GROUPS, BatchOrder
+from processing.batches.batch_order import WINDOW_GROUPS, BatchOrder
 
 
 ROW_GROUPS = [7, 1, 12, 12, 0, 5, 12, 12, 12, 3, 12, 9]  # 97 studies

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from processing.check import main
-from processing.images import encode_image
-from processing.record_checks import check_records
-from processing.record_scan import scan_records
-from processing.study_features import STUDY_FEATURES
+from processing.engine.images import encode_image
+from processing.records.record_checks import check_records
+from processing.records.record_scan import scan_records
+from processing.records.study_features import STUDY_FEATURES
 
 
 IMAGES = [encode_image(np.random.default_rng(seed).integers(0, 256, (40, 50), dtype=np.uint8)) for seed in range(9)]

@@ -7,7 +7,7 @@ import pytest
 from corpus_trees import grey, write_and_load, write_dicom, write_image, write_table
 
 from processing.chexpert import main, plan_chexpert
-from processing.chexpert_labels import CHEXPERT_LABELS
+from processing.corpora.chexpert_labels import CHEXPERT_LABELS
 
 
 COLUMNS = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_LABELS]

@@ -19,8 +19,8 @@ from eval.classification import (
 )
 from modeling_alta import AltaAdapterConfig, AltaForImageClassification
 from modeling_alta.export_alta import export_adapter, export_full
-from processing.label_batch import label_settings
-from processing.study_records import STUDY_FEATURES
+from processing.batches.label_batch import label_settings
+from processing.records.study_records import STUDY_FEATURES
 
 
 NAMES = ["Edema", "Effusion"]

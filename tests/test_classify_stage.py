@@ -4,8 +4,8 @@ from safetensors.torch import load_file
 from trained import losses_of, train
 from transformers import AutoModelForImageClassification
 
-from processing.label_batch import count_labels
-from processing.study_records import load_study_records
+from processing.batches.label_batch import count_labels
+from processing.records.study_records import load_study_records
 from training.watching import VALIDATION_LOG, read_log
 
 

@@ -23,7 +23,7 @@ from modeling_alta.convert_alta import (
     read_checkpoint,
     rename_key,
 )
-from processing.augmentation import resize_to_encoder
+from processing.batches.augmentation import resize_to_encoder
 
 
 TINY = FIXTURES / "reference_tiny"

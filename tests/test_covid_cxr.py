@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from processing.covid_cxr import main, prepare_covid_cxr, read_metadata
-from processing.study_records import SPLIT_NAMES, assign_split, load_study_records
+from processing.records.study_records import SPLIT_NAMES, assign_split, load_study_records
 
 
 ROOT = Path(__file__).parents[1]

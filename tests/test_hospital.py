@@ -10,10 +10,10 @@ import pydicom
 import pytest
 import yaml
 
-from processing.dicom_headers import read_header
+from processing.corpora.dicom_headers import read_header
+from processing.corpora.hospital_mapping import load_mapping
+from processing.corpora.pseudonyms import Pseudonyms, read_salt, remove_identifiers
 from processing.hospital import main, plan_hospital
-from processing.hospital_mapping import load_mapping
-from processing.pseudonyms import Pseudonyms, read_salt, remove_identifiers
 from tests.corpus_trees import grey, write_and_load, write_dicom, write_image, write_table
 
 

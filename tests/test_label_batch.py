@@ -9,10 +9,10 @@ from transformers import Trainer, TrainingArguments
 
 from modeling_alta import AltaForImageClassification, AltaImageProcessor
 from modeling_alta.configuration_alta import VIEW_NAMES
-from processing.augmentation import StudyTransform
-from processing.batch_order import BatchOrder
-from processing.label_batch import LabelCollator, LabelledStudies, count_labels, label_settings
-from processing.training_loader import make_training_loader
+from processing.batches.augmentation import StudyTransform
+from processing.batches.batch_order import BatchOrder
+from processing.batches.label_batch import LabelCollator, LabelledStudies, count_labels, label_settings
+from processing.batches.training_loader import make_training_loader
 
 
 NAMES = ["Edema", "Effusion", "No Finding"]

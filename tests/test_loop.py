@@ -23,7 +23,7 @@ from trained import (
 )
 
 from modeling_alta import AltaForPreTraining
-from processing.shards import find_shards
+from processing.engine.shards import find_shards
 from recipes.recipe import read_recipe
 from training.batches import iterate_batches
 from training.build import build_run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from corpus_trees import grey, write_and_load, write_dicom, write_image, write_table
 
-from processing.chexpert_labels import CHEXPERT_LABELS
+from processing.corpora.chexpert_labels import CHEXPERT_LABELS
 from processing.mimic_cxr import main, plan_mimic_cxr
 
 

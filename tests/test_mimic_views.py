@@ -1,6 +1,6 @@
 import pytest
 
-from processing.mimic_views import read_view
+from processing.corpora.mimic_views import read_view
 
 
 @pytest.mark.parametrize(

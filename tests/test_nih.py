@@ -2,7 +2,7 @@ import datasets
 import pytest
 
 from processing.nih import main, plan_nih
-from processing.study_records import assign_split
+from processing.records.study_records import assign_split
 from tests.corpus_trees import grey, write_and_load, write_image, write_table
 
 

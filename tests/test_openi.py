@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from processing.corpora.openi_views import image_key
 from processing.openi import main, plan_openi, prepare_openi
-from processing.openi_views import image_key
-from processing.study_records import SPLIT_NAMES, load_study_records
+from processing.records.study_records import SPLIT_NAMES, load_study_records
 
 
 ARCHIVE = Path(

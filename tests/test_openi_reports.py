@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from processing.openi_reports import OpeniReport, read_openi_xml
-from processing.report_sections import SECTIONS, split_sections
-from processing.reports import choose_text, clean_text, compose_report, reason_to_exclude
+from processing.corpora.openi_reports import OpeniReport, read_openi_xml
+from processing.reports.report_sections import SECTIONS, split_sections
+from processing.reports.training_text import choose_text, clean_text, compose_report, reason_to_exclude
 
 
 ARCHIVE = Path(

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from benchmarks.synthetic import write_radiographs
-from processing.images import encode_image, shrink
+from processing.engine.images import encode_image, shrink
 from processing.overlap import find_overlap, main, measure_distances
-from processing.record_scan import difference_hash
+from processing.records.record_scan import difference_hash
 from tests.conftest import ROOT
 from tests.test_check import make_record, write
 

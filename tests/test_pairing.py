@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from processing.pairing import pair_studies
+from processing.engine.pairing import pair_studies
 
 
 def test_prior_is_the_latest_study_that_is_strictly_earlier():

@@ -6,12 +6,12 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from processing.corpora.phantom_findings import SLOTS, change_of, draw_findings, draw_next_findings, visible_findings
+from processing.corpora.phantom_images import draw_anatomy, draw_view
+from processing.corpora.phantom_reports import CHANGES, NEGATIVES, SIZES, write_sections
 from processing.phantom import draw_patient, main, make_records, prepare_phantom
-from processing.phantom_findings import SLOTS, change_of, draw_findings, draw_next_findings, visible_findings
-from processing.phantom_images import draw_anatomy, draw_view
-from processing.phantom_reports import CHANGES, NEGATIVES, SIZES, write_sections
-from processing.study_features import SPLIT_NAMES
-from processing.study_records import load_study_records
+from processing.records.study_features import SPLIT_NAMES
+from processing.records.study_records import load_study_records
 
 
 SIZE = 64

@@ -5,11 +5,11 @@ import pytest
 from test_training_batch import make_record
 
 from modeling_alta.configuration_alta import VIEW_NAMES
-from processing.record_files import records_fingerprint
-from processing.record_stream import RecordStream
-from processing.shards import ROWS_PER_GROUP
-from processing.study_features import SPLIT_NAMES
-from processing.study_records import load_study_records, write_study_records
+from processing.engine.shards import ROWS_PER_GROUP
+from processing.records.record_files import records_fingerprint
+from processing.records.record_stream import RecordStream
+from processing.records.study_features import SPLIT_NAMES
+from processing.records.study_records import load_study_records, write_study_records
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks.synthetic import plan_synthetic, write_radiographs
-from processing.write_records import write_records
+from processing.engine.write_records import write_records
 from tests.conftest import ROOT
 from tests.hub_server import hub_environment, running_hub
 
@@ -20,7 +20,7 @@ STREAM = """
 import sys
 from datasets import load_dataset
 from huggingface_hub import HfApi
-from processing.study_records import STUDY_FEATURES, load_study_records
+from processing.records.study_records import STUDY_FEATURES, load_study_records
 HfApi().create_repo("tester/folder", repo_type="dataset")
 HfApi().upload_folder(repo_id="tester/folder", repo_type="dataset", folder_path=sys.argv[1])
 for split in ("train", "test"):
@@ -51,9 +51,9 @@ READ_BY_POSITION = """
 import sys
 from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
-from processing.record_files import records_fingerprint
-from processing.record_stream import RecordStream
-from processing.study_records import load_study_records
+from processing.records.record_files import records_fingerprint
+from processing.records.record_stream import RecordStream
+from processing.records.study_records import load_study_records
 HfApi().create_repo("tester/folder", repo_type="dataset")
 HfApi().upload_folder(repo_id="tester/folder", repo_type="dataset", folder_path=sys.argv[1])
 load_study_records(sys.argv[1], "train").push_to_hub("tester/pushed", split="train")

@@ -1,6 +1,6 @@
 import pytest
 
-from processing.report_cleaning import clean_text
+from processing.reports.report_cleaning import clean_text
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from processing.report_masking import mask_report, shuffle_sentences
-from processing.sentences import split_sentences
+from processing.batches.report_masking import mask_report, shuffle_sentences
+from processing.reports.sentences import split_sentences
 
 
 def make_generator(seed=0):

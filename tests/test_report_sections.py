@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from processing.report_sections import SECTIONS, split_sections
+from processing.reports.report_sections import SECTIONS, split_sections
 
 
 def read_cases():

@@ -1,6 +1,6 @@
 import pytest
 
-from processing.sentences import split_sentences
+from processing.reports.sentences import split_sentences
 
 
 @pytest.mark.parametrize(

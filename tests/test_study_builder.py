@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from processing.study_builder import build_patient
-from processing.study_plan import Corpus, ImageFile, Study, StudyLeftOut
+from processing.engine.study_builder import build_patient
+from processing.engine.study_plan import Corpus, ImageFile, Study, StudyLeftOut
 from tests.test_write_records import write_radiographs
 
 

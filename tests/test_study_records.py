@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from processing.study_records import (
+from processing.records.study_records import (
     SPLIT_NAMES,
     STUDY_FEATURES,
     assign_split,

@@ -2,7 +2,7 @@ import gzip
 
 import pytest
 
-from processing.tables import find_table, read_row_at, read_table, read_table_with_positions
+from processing.corpora.tables import find_table, read_row_at, read_table, read_table_with_positions
 
 
 TEXT = '\ufeffid, view ,note\n1, PA ,"two\nlines"\n\n2\n3,AP,x,extra\n'

@@ -3,8 +3,8 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from processing.report_masking import shuffle_sentences
-from processing.study_records import STUDY_FEATURES
+from processing.batches.report_masking import shuffle_sentences
+from processing.records.study_records import STUDY_FEATURES
 from processing.text_encoder import main, parse_args, pretrain_text_encoder, train_tokenizer
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from trained import losses_of, train
 
 from modeling_alta import AltaForMaskedRecordModeling, AltaForPreTraining, AltaModel, AltaProcessor
-from processing.study_records import load_study_records
+from processing.records.study_records import load_study_records
 
 
 def embeddings(model, records) -> torch.Tensor:

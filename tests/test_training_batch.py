@@ -11,10 +11,10 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from modeling_alta.configuration_alta import VIEW_NAMES
-from processing.augmentation import StudyTransform
-from processing.record_stream import RecordStream
-from processing.study_records import STUDY_FEATURES
-from processing.training_batch import AltaCollator, MrmCollator, TrainingStudies
+from processing.batches.augmentation import StudyTransform
+from processing.batches.training_batch import AltaCollator, MrmCollator, TrainingStudies
+from processing.records.record_stream import RecordStream
+from processing.records.study_records import STUDY_FEATURES
 
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] lungs are clear no effusion heart is normal .".split()

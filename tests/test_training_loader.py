@@ -7,10 +7,10 @@ import torch
 from conftest import make_config
 from test_training_batch import TOKENIZER, make_record, make_stream, make_studies
 
-from processing.augmentation import StudyTransform
-from processing.batch_order import BatchOrder
-from processing.training_batch import AltaCollator, TrainingStudies
-from processing.training_loader import DeadWorkerError, make_training_loader
+from processing.batches.augmentation import StudyTransform
+from processing.batches.batch_order import BatchOrder
+from processing.batches.training_batch import AltaCollator, TrainingStudies
+from processing.batches.training_loader import DeadWorkerError, make_training_loader
 
 
 NAMES = [f"s{index}" for index in range(21)]

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from trained import arguments_of, train
 
 from modeling_alta import AltaForMaskedRecordModeling, AltaModel, AltaProcessor
-from processing.study_records import load_study_records
+from processing.records.study_records import load_study_records
 from training import stage as stages
 from training.alta_stage import AltaStage
 from training.mrm_stage import MrmStage

@@ -9,11 +9,11 @@ import pytest
 
 from benchmarks.memory import PeakMemory
 from benchmarks.synthetic import plan_synthetic, write_radiographs
-from processing.study_features import SPLIT_NAMES
-from processing.study_plan import ImageFile
-from processing.study_records import load_study_records
-from processing.workers import chunk_patients, run_local
-from processing.write_records import corpus_parser, format_summary, run_corpus, write_records
+from processing.engine.study_plan import ImageFile
+from processing.engine.workers import chunk_patients, run_local
+from processing.engine.write_records import corpus_parser, format_summary, run_corpus, write_records
+from processing.records.study_features import SPLIT_NAMES
+from processing.records.study_records import load_study_records
 
 
 SHARD_BYTES = 4000

@@ -16,7 +16,7 @@ from eval.zero_shot import zero_shot_metrics, zero_shot_scores
 from modeling_alta import AltaConfig, AltaForPreTraining, AltaOutput, AltaProcessor
 from modeling_alta.convert_alta import convert_mrm, read_tokenizer
 from modeling_alta.export_alta import build_processor, export_adapter, export_full
-from processing.training_batch import AltaCollator, TrainingStudies
+from processing.batches.training_batch import AltaCollator, TrainingStudies
 from recipes.recipe import TrainArguments
 from training.run import Run
 from training.shares import share_between_processes

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from processing.training_loader import DeadWorkerError, make_training_loader
+from processing.batches.training_loader import DeadWorkerError, make_training_loader
 from training.run import Run
 
 

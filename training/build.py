@@ -6,7 +6,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
 from modeling_alta.adapters_alta import cast_frozen_matrices
-from processing.batch_order import BatchOrder
+from processing.batches.batch_order import BatchOrder
 from recipes.recipe import TrainArguments
 from training.alta_stage import AltaStage
 from training.checkpoints import frozen_sha256, register_trained_weights

@@ -12,8 +12,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from eval.classification import classification_metrics, classify_studies
 from modeling_alta import AltaConfig, AltaForImageClassification, AltaProcessor
 from modeling_alta.export_alta import export_adapter, export_full
-from processing.augmentation import StudyTransform
-from processing.label_batch import LabelCollator, LabelledStudies, count_labels, label_settings
+from processing.batches.augmentation import StudyTransform
+from processing.batches.label_batch import LabelCollator, LabelledStudies, count_labels, label_settings
 from recipes.recipe import TrainArguments
 from training.run import Run
 from training.shares import share_between_processes

@@ -9,9 +9,9 @@ from eval.embeddings import evaluating
 from modeling_alta import AltaConfig, AltaForMaskedRecordModeling, AltaProcessor
 from modeling_alta.convert_alta import load_mae, read_tokenizer
 from modeling_alta.export_alta import build_processor
-from processing.batch_order import BatchOrder
-from processing.training_batch import MrmCollator, TrainingStudies
-from processing.training_loader import make_training_loader
+from processing.batches.batch_order import BatchOrder
+from processing.batches.training_batch import MrmCollator, TrainingStudies
+from processing.batches.training_loader import make_training_loader
 from recipes.recipe import TrainArguments
 from training.run import Run
 from training.stage import Records, Stage, study_transform, validation_records

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from modeling_alta import AltaProcessor
-from processing.batch_order import BatchOrder
-from processing.training_batch import TrainingStudies
+from processing.batches.batch_order import BatchOrder
+from processing.batches.training_batch import TrainingStudies
 from recipes.recipe import TrainArguments
 from training.stage import Stage
 

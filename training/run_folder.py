@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from eval.protocol import preprocessing_sha256, write_json
-from processing.record_files import records_fingerprint
+from processing.records.record_files import records_fingerprint
 from training.run import Run
 from training.stage import count_parameters
 

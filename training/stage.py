@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from modeling_alta import AltaConfig, AltaProcessor
-from processing.augmentation import StudyTransform
-from processing.record_stream import RecordStream
-from processing.study_records import load_study_records
-from processing.training_batch import TrainingStudies
+from processing.batches.augmentation import StudyTransform
+from processing.batches.training_batch import TrainingStudies
+from processing.records.record_stream import RecordStream
+from processing.records.study_records import load_study_records
 from recipes.recipe import TrainArguments
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from processing.phantom_findings import SLOTS, Findings
+from processing.corpora.phantom_findings import SLOTS, Findings
 
 
 __all__ = ["Anatomy", "draw_anatomy", "draw_view"]

@@ -14,10 +14,10 @@ from typing import Any
 import PIL
 import pyarrow as pa
 
-from processing.images import SHORT_SIDE
-from processing.shards import ROWS_PER_GROUP, find_shards, shard_name, write_summary
-from processing.study_builder import PatientRecords
-from processing.study_plan import Plan
+from processing.engine.images import SHORT_SIDE
+from processing.engine.shards import ROWS_PER_GROUP, find_shards, shard_name, write_summary
+from processing.engine.study_builder import PatientRecords
+from processing.engine.study_plan import Plan
 
 
 __all__ = ["Segment", "Unfinished"]

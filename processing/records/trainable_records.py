@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from processing.record_stream import RecordStream
+from processing.records.record_stream import RecordStream
 
 
 __all__ = ["find_trainable"]

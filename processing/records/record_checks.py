@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from modeling_alta.configuration_alta import VIEW_NAMES
-from processing.record_scan import ScannedRecord
-from processing.study_features import SPLIT_NAMES
+from processing.records.record_scan import ScannedRecord
+from processing.records.study_features import SPLIT_NAMES
 
 
 __all__ = ["check_records"]

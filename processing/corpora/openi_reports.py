@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
 
-from processing.report_sections import SECTIONS
+from processing.reports.report_sections import SECTIONS
 
 
 MAX_BYTES = 1_000_000  # far more than any report has

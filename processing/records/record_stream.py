@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from processing.batch_order import WINDOW_GROUPS
-from processing.record_files import NUM_THREADS, find_record_files, open_record_file, read_footers
-from processing.study_features import STUDY_FEATURES
+from processing.batches.batch_order import WINDOW_GROUPS
+from processing.records.record_files import NUM_THREADS, find_record_files, open_record_file, read_footers
+from processing.records.study_features import STUDY_FEATURES
 
 
 __all__ = ["RecordStream"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from processing.batch_order import BatchOrder
-from processing.training_batch import TrainingStudies
+from processing.batches.batch_order import BatchOrder
+from processing.batches.training_batch import TrainingStudies
 
 
 __all__ = ["DeadWorkerError", "TrainingLoader", "make_training_loader"]

@@ -8,9 +8,9 @@ import datasets
 import torch
 
 from modeling_alta.configuration_alta import VIEW_NAMES
-from processing.augmentation import StudyTransform
-from processing.record_stream import RecordStream
-from processing.training_batch import TrainingStudies, stack_images, tell_studies
+from processing.batches.augmentation import StudyTransform
+from processing.batches.training_batch import TrainingStudies, stack_images, tell_studies
+from processing.records.record_stream import RecordStream
 
 
 UNLABELLED_AS = ("left_out", "negative")

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from processing.study_builder import PatientRecords, build_patient
-from processing.study_plan import Corpus, Study
+from processing.engine.study_builder import PatientRecords, build_patient
+from processing.engine.study_plan import Corpus, Study
 
 
 __all__ = ["Chunk", "chunk_patients", "map_ordered", "run_local", "run_ray"]
@@ -144,7 +144,7 @@ def run_ray(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Itera
     except ImportError as error:
         raise ImportError("`backend` 'ray' needs Ray: `pip install 'modeling-alta[ray]'`.") from error
     if not ray.is_initialized():
-        root = Path(__file__).parents[1]
+        root = Path(__file__).parents[2]
         packages = [str(root / name) for name in ("processing", "modeling_alta")]
         ray.init(num_cpus=num_proc, include_dashboard=False, runtime_env={"py_modules": packages})
     ray.data.DataContext.get_current().execution_options.preserve_order = True

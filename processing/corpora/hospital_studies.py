@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, time
 from pathlib import Path
 
-from processing.dicom_headers import DicomHeader, read_header
-from processing.hospital_mapping import HospitalMapping, read_datetime, read_rows
+from processing.corpora.dicom_headers import DicomHeader, read_header
+from processing.corpora.hospital_mapping import HospitalMapping, read_datetime, read_rows
 
 
 __all__ = ["DraftStudy", "draft_from_dicom", "draft_from_table"]

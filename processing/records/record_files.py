@@ -10,8 +10,8 @@ from typing import BinaryIO
 import datasets
 import fsspec
 
-from processing.shards import find_shards
-from processing.study_features import SPLIT_NAMES
+from processing.engine.shards import find_shards
+from processing.records.study_features import SPLIT_NAMES
 
 
 __all__ = [

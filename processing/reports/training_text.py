@@ -17,8 +17,8 @@ their sections, such as CheXpert Plus: `compose_report({"findings": row["section
 import re
 from collections.abc import Mapping
 
-from processing.report_cleaning import clean_text
-from processing.report_sections import SECTIONS, split_sections
+from processing.reports.report_cleaning import clean_text
+from processing.reports.report_sections import SECTIONS, split_sections
 
 
 REPORT_CHOICES = (

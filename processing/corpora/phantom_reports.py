@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from processing.phantom_findings import SLOTS, Finding, Findings, change_of, visible_findings
+from processing.corpora.phantom_findings import SLOTS, Finding, Findings, change_of, visible_findings
 
 
 __all__ = ["NEGATIVES", "write_sections"]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from processing.images import TooSmallError, encode_image
-from processing.pairing import pair_studies
-from processing.study_plan import Corpus, ImageFile, Study, StudyLeftOut
+from processing.engine.images import TooSmallError, encode_image
+from processing.engine.pairing import pair_studies
+from processing.engine.study_plan import Corpus, ImageFile, Study, StudyLeftOut
 
 
 __all__ = ["PatientRecords", "build_patient"]

@@ -16,11 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from processing.shards import MAX_SHARD_BYTES, ShardWriter, summarize
-from processing.study_builder import PatientRecords
-from processing.study_plan import Plan, Study
-from processing.unfinished import Segment, Unfinished
-from processing.workers import chunk_patients, run_local, run_ray
+from processing.engine.shards import MAX_SHARD_BYTES, ShardWriter, summarize
+from processing.engine.study_builder import PatientRecords
+from processing.engine.study_plan import Plan, Study
+from processing.engine.unfinished import Segment, Unfinished
+from processing.engine.workers import chunk_patients, run_local, run_ray
 
 
 __all__ = ["BACKENDS", "corpus_parser", "format_summary", "run_corpus", "write_records"]

@@ -16,7 +16,7 @@ their own, so a structured finding stays whole. Rules beyond the headings:
 
 import re
 
-from processing.report_headings import VIEW_WORD, find_headings
+from processing.reports.report_headings import VIEW_WORD, find_headings
 
 
 SECTIONS = (

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_alta.configuration_alta import VIEW_NAMES
-from processing.study_features import SPLIT_NAMES, STUDY_FEATURES, assign_split
+from processing.records.study_features import SPLIT_NAMES, STUDY_FEATURES, assign_split
 
 
 __all__ = [

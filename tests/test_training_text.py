@@ -1,6 +1,12 @@
 import pytest
 
-from processing.reports import REPORT_CHOICES, choose_text, compose_report, reason_to_exclude, split_sections
+from processing.reports.training_text import (
+    REPORT_CHOICES,
+    choose_text,
+    compose_report,
+    reason_to_exclude,
+    split_sections,
+)
 
 
 SECTIONS = {

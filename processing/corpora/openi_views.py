@@ -16,7 +16,7 @@ Nothing decides the rest, 1,318 images of 7,470 (`tests/test_openi.py` counts th
 import re
 from pathlib import Path
 
-from processing.tables import find_table, read_table
+from processing.corpora.tables import find_table, read_table
 
 
 __all__ = ["image_key", "read_openi_views"]

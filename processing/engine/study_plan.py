@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from processing.study_features import SPLIT_NAMES, assign_split
+from processing.records.study_features import SPLIT_NAMES, assign_split
 
 
 __all__ = ["TIME_UNITS", "Corpus", "ImageFile", "Plan", "Study", "StudyLeftOut"]

@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Mapping
 
-from processing.reports import REPORT_CHOICES, choose_text, clean_text, reason_to_exclude
-from processing.study_plan import StudyLeftOut
+from processing.engine.study_plan import StudyLeftOut
+from processing.reports.training_text import REPORT_CHOICES, choose_text, clean_text, reason_to_exclude
 
 
 __all__ = ["DEFAULT_REPORT", "add_report_option", "check_report_choice", "make_texts"]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from processing.tables import read_table
+from processing.corpora.tables import read_table
 
 
 __all__ = ["HospitalMapping", "load_mapping", "read_datetime", "read_rows"]

@@ -13,10 +13,10 @@ from typing import Any
 import datasets
 from datasets import Dataset, IterableDataset
 
-from processing.images import encode_image
-from processing.record_files import find_shards_of, is_hub_id
-from processing.shards import write_study_records
-from processing.study_features import SPLIT_NAMES, STUDY_FEATURES, assign_split
+from processing.engine.images import encode_image
+from processing.engine.shards import write_study_records
+from processing.records.record_files import find_shards_of, is_hub_id
+from processing.records.study_features import SPLIT_NAMES, STUDY_FEATURES, assign_split
 
 
 __all__ = [

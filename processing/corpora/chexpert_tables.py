@@ -7,8 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
-from processing.chexpert_labels import CHEXPERT_LABELS, read_positive_labels
-from processing.tables import find_table, read_row_at, read_table, read_table_with_positions
+from processing.corpora.chexpert_labels import CHEXPERT_LABELS, read_positive_labels
+from processing.corpora.tables import find_table, read_row_at, read_table, read_table_with_positions
 
 
 __all__ = [

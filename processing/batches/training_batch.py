@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_alta.configuration_alta import VIEW_NAMES, AltaConfig
 from modeling_alta.radiograph_alta import read_radiograph
-from processing.augmentation import StudyTransform
-from processing.record_stream import RecordStream
-from processing.report_masking import mask_report, shuffle_sentences
-from processing.trainable_records import find_trainable
+from processing.batches.augmentation import StudyTransform
+from processing.batches.report_masking import mask_report, shuffle_sentences
+from processing.records.record_stream import RecordStream
+from processing.records.trainable_records import find_trainable
 
 
 MAX_STAND_INS = 64  # neighbours to try; where so many in a row cannot be read, something else is wrong

@@ -15,8 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from modeling_alta.configuration_alta import VIEW_NAMES
-from processing.shards import find_shards
-from processing.workers import map_ordered
+from processing.engine.shards import find_shards
+from processing.engine.workers import map_ordered
 
 
 __all__ = ["ScannedImage", "ScannedRecord", "difference_hash", "read_rows", "scan_image", "scan_records"]

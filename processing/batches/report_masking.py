@@ -2,7 +2,7 @@
 
 import torch
 
-from processing.sentences import split_sentences
+from processing.reports.sentences import split_sentences
 
 
 def shuffle_sentences(report: str, generator: torch.Generator) -> str:

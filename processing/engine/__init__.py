@@ -1,0 +1,1 @@
+"""From a plan of studies to study records on disk, for every corpus the same way."""

@@ -1,0 +1,1 @@
+"""Study records: their columns, files and checks, and how they are read."""

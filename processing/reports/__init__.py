@@ -1,0 +1,1 @@
+"""From the text of a radiology report to the text that trains."""

@@ -20,7 +20,7 @@ class Arm:
         contrast_only (`bool`): a CLIP: whole images, the global contrast alone.
         settings (`dict`): fields of `AltaConfig` in place of the method's.
         bottleneck_ratio (`float`, *optional*): of the adapters, in place of the experiment's.
-        opens (`str`, *optional*): the tower whose weights train beside the adapters, at the rate of full fine-tuning.
+        opens (`tuple[str, ...]`): towers whose weights train beside the adapters, at the rate of full fine-tuning.
         num_studies (`int`, *optional*): of those that train, the first alone.
     """
 
@@ -32,7 +32,7 @@ class Arm:
     contrast_only: bool = False
     settings: dict[str, float] = field(default_factory=dict)
     bottleneck_ratio: float | None = None
-    opens: str | None = None
+    opens: tuple[str, ...] = ()
     num_studies: int | None = None
 
     @property
@@ -55,15 +55,16 @@ ARMS = {
         Arm("no_image", "adapters without image loss", settings={"image_reconstruction_weight": 0.0}),
         Arm("no_report", "adapters without report loss", settings={"masked_report_weight": 0.0}),
         Arm("wide", "adapters as wide as the towers", bottleneck_ratio=1.0),
-        Arm("open_vision", "adapters, vision tower not frozen", opens="vision_model"),
-        Arm("open_text", "adapters, text tower not frozen", opens="text_model"),
+        Arm("open_vision", "adapters, vision tower not frozen", opens=("vision_model",)),
+        Arm("open_text", "adapters, text tower not frozen", opens=("text_model",)),
+        Arm("open_both", "adapters, neither tower frozen", opens=("vision_model", "text_model")),
         Arm("few_adapters", "adapters, 300 studies", num_studies=300),
         Arm("few_full", "full fine-tuning, 300 studies", trains="all", num_studies=300),
     )
 }
 PHANTOM_ARMS = tuple(ARMS)[:10]
 # What might keep adapters from full fine-tuning: room, a frozen tower, or that nothing is learnt by heart.
-REASON_ARMS = ("adapters", "full", "wide", "open_vision", "open_text", "few_adapters", "few_full")
+REASON_ARMS = ("adapters", "full", "wide", "open_vision", "open_text", "open_both", "few_adapters", "few_full")
 COVID_ARMS = ("adapters", "heads", "full", "clip", "frontal", "random")
 # Family → the arm that the sweep of learning rates trains.
 FAMILIES = {"adapters": "adapters", "heads": "heads", "all": "full", "clip": "clip"}

@@ -50,9 +50,9 @@ def build_model(arm: Arm, settings: Settings, folder: Path, seed: int) -> nn.Mod
 
 
 def _adapt(model: AltaForPreTraining, arm: Arm, settings: Settings) -> nn.Module:
-    """The model with PEFT adapters, and the tower that the arm opens."""
+    """The model with PEFT adapters, and the towers that the arm opens."""
     ratio = arm.bottleneck_ratio or settings.bottleneck_ratio
-    opened = [p for name, p in model.named_parameters() if arm.opens in name.split(".") and not name.endswith(FIXED)]
+    opened = [p for name, p in model.named_parameters() if name.startswith(arm.opens) and not name.endswith(FIXED)]
     adapted = get_peft_model(model, AltaAdapterConfig(bottleneck_ratio=ratio))
     for parameter in opened:
         parameter.requires_grad_(True)

@@ -156,6 +156,7 @@ def render(work: Path, sweep: Path) -> str:
         against_method=against(found["phantom"], "adapters"),
         reasons=summarize(found["reasons"]) if "reasons" in found else None,
         against_full=against(found["reasons"], "full") if "reasons" in found else None,
+        learnt_of_reasons=learnt_by_heart(found["reasons"]) if "reasons" in found else None,
         covid=summarize(found["covid_cxr"]) if "covid_cxr" in found else None,
         sweep=read(sweep) if sweep.is_file() else None,
         families=FAMILIES,

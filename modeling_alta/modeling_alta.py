@@ -241,6 +241,13 @@ class AltaModel(AltaPreTrainedModel):
             add_adapters(self, config)
         self.post_init()
 
+    @staticmethod
+    def _load_pretrained_model(model, *args, **kwargs):
+        """Loading an adapter, transformers would report the decoder's weights in it, which training has left there."""
+        loading_info, *rest = AltaPreTrainedModel._load_pretrained_model(model, *args, **kwargs)
+        model._adjust_missing_and_unexpected_keys(loading_info)
+        return loading_info, *rest
+
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 

@@ -1,3 +1,5 @@
+import logging
+import shutil
 import subprocess
 import sys
 
@@ -5,8 +7,9 @@ import pytest
 import torch
 from conftest import ROOT
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from trained import losses_of, train
+from transformers import AutoModel
 
 from modeling_alta import AltaForMaskedRecordModeling, AltaForPreTraining, AltaModel, AltaProcessor
 from processing.records.study_records import load_study_records
@@ -35,6 +38,20 @@ def test_alta_stage_writes_an_adapter_and_a_full_model_that_agree(alta_run, work
     torch.testing.assert_close(embeddings(over_base, work / "records"), embeddings(full, work / "records"))
     base = AltaModel.from_pretrained(alta_run / "base")
     assert not torch.allclose(embeddings(full, work / "records"), embeddings(base, work / "records"))
+
+
+def test_a_trained_adapter_loads_by_auto_model_with_a_report_of_foreign_weights_alone(
+    alta_run, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    folder = shutil.copytree(alta_run / "adapter", tmp_path / "adapter")
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert any("image_decoder" in name for name in weights)
+    assert type(AutoModel.from_pretrained(folder)) is AltaModel
+    assert "UNEXPECTED" not in caplog.text
+    save_file(weights | {"base_model.model.foreign.weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    AutoModel.from_pretrained(folder)
+    assert "foreign" in caplog.text and "image_decoder" not in caplog.text
 
 
 def test_the_tower_of_the_mrm_run_stays_frozen_under_the_adapters(alta_run, mrm_run):

@@ -62,9 +62,9 @@ ARMS = {
         Arm("few_full", "full fine-tuning, 300 studies", trains="all", num_studies=300),
     )
 }
-PHANTOM_ARMS = tuple(ARMS)[:10]
+COVID_ARMS = ("adapters", "heads", "full", "clip", "frontal", "random")
+PHANTOM_ARMS = (*COVID_ARMS, "no_global", "no_local", "no_image", "no_report")
 # What might keep adapters from full fine-tuning: room, a frozen tower, or that nothing is learnt by heart.
 REASON_ARMS = ("adapters", "full", "wide", "open_vision", "open_text", "open_both", "few_adapters", "few_full")
-COVID_ARMS = ("adapters", "heads", "full", "clip", "frontal", "random")
 # Family → the arm that the sweep of learning rates trains.
 FAMILIES = {"adapters": "adapters", "heads": "heads", "all": "full", "clip": "clip"}

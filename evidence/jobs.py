@@ -15,7 +15,7 @@ from evidence.measures import measure
 from evidence.models import base_model, build_model
 from evidence.settings import Settings
 from evidence.studies import Studies, keep_frontals, load_studies, sample_batches
-from evidence.training import count_parameters, train
+from evidence.training import train
 from modeling_alta import AltaConfig, AltaForMaskedRecordModeling
 from modeling_alta.convert_alta import read_tokenizer
 from processing.batches.training_batch import AltaCollator, MrmCollator
@@ -23,6 +23,7 @@ from processing.covid_cxr import prepare_covid_cxr
 from processing.phantom import prepare_phantom
 from processing.records.study_records import load_study_records
 from processing.text_encoder import ReportEncoder, pretrain_text_encoder, train_tokenizer
+from training.stage import count_parameters
 
 
 __all__ = ["CORPORA", "prepare_seed", "run_arm"]

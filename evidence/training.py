@@ -10,7 +10,7 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 
-__all__ = ["count_parameters", "train"]
+__all__ = ["train"]
 
 PEFT_PARTS = (".alta_adapter_", ".modules_to_save.")
 BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM, WARMUP_SHARE = (0.9, 0.95), 0.05, 1.0, 0.1
@@ -82,11 +82,3 @@ def _optimizer(model: nn.Module, learning_rate: float, base_learning_rate: float
         ],
         betas=BETAS,
     )
-
-
-def count_parameters(model: nn.Module) -> dict[str, int | float]:
-    """Trained parameters and all of the model; the untrained copies that PEFT keeps aside are not part of it."""
-    counted = [parameter for name, parameter in model.named_parameters() if ".original_module." not in name]
-    trainable = sum(parameter.numel() for parameter in counted if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in counted)
-    return {"total": total, "trainable": trainable, "trainable_share": trainable / total}

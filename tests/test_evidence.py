@@ -17,8 +17,9 @@ from evidence.report import claims, compare, learnt_by_heart, main, render, summ
 from evidence.run import run_experiment, run_sweep
 from evidence.settings import QUICK, STANDARD
 from evidence.studies import Studies, keep_frontals, load_studies
-from evidence.training import _optimizer, count_parameters
+from evidence.training import _optimizer
 from modeling_alta.convert_alta import read_tokenizer
+from training.stage import count_parameters
 
 
 SEED = 0

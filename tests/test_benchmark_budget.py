@@ -57,5 +57,5 @@ def test_full_size_budget_with_present_views_only():
     budget = compare(alta_flops(alta, corpus), mrm_flops(mrm, corpus), recipes, corpus)
     # The goal of a fifth is met for as many images in both stages, not for as many studies: benchmarks/README.md.
     assert budget["flops_ratio_if_mrm_sees_every_view"] < 0.2
-    assert budget["flops_ratio"] == pytest.approx(0.302, abs=0.005)
-    assert budget["alta_epochs_for_a_fifth"] == 19
+    assert budget["flops_ratio"] == pytest.approx(0.299, abs=0.005)
+    assert budget["alta_epochs_for_a_fifth"] == 20

@@ -25,7 +25,8 @@ def local_inputs(num_studies=3, num_words=5, num_patches=7, size=4):
     words = torch.randn(num_studies, num_words, size, generator=generator)
     patches = torch.randn(num_studies, num_patches, size, generator=generator)
     word_mask = torch.arange(num_words) < torch.tensor([5, 2, 3])[:, None]
-    patch_mask = torch.arange(num_patches) < torch.tensor([7, 7, 4])[:, None]
+    patch_mask = torch.ones(num_studies, num_patches, dtype=torch.bool)
+    patch_mask[1, [0, 3]] = patch_mask[2, [1, 2, 5]] = False  # the patches of an absent view stand between others
     return words, word_mask, patches, patch_mask
 
 

@@ -140,7 +140,8 @@ def main(argv: list[str] | None = None) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     settings = QUICK if args.quick else STANDARD
-    settings = replace(settings, seeds=tuple(args.seeds)) if args.seeds else settings
+    if args.seeds:
+        settings = replace(settings, seeds=tuple(args.seeds), validation_seeds=tuple(args.seeds))
     if args.sweep:
         write_json(run_sweep(settings, args.work, args.workers), args.sweep_output)
         return
@@ -157,15 +158,20 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", choices=CORPORA, default="phantom", help="default: %(default)s")
     parser.add_argument("--covid-root", type=Path, help="folder of the COVID-19 collection, for its corpus")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, help="these alone")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"these alone, of {', '.join(ARMS)}")
     parser.add_argument("--seeds", nargs="+", type=int, help="in place of those of the settings")
-    parser.add_argument("--sweep", action="store_true", help="try the learning rates instead")
-    parser.add_argument("--reasons", action="store_true", help="ask what keeps adapters from full fine-tuning instead")
+    purpose = parser.add_mutually_exclusive_group()
+    purpose.add_argument("--sweep", action="store_true", help="try the learning rates instead")
+    purpose.add_argument(
+        "--reasons", action="store_true", help="ask what keeps adapters from full fine-tuning instead"
+    )
     parser.add_argument("--quick", action="store_true", help="two steps of everything, to try the path")
     parser.add_argument("--work", type=Path, default=WORK, help="folder to write (default: %(default)s)")
     parser.add_argument("--sweep-output", type=Path, default=SWEEP, help="file of the sweep (default: %(default)s)")
     parser.add_argument("--workers", type=positive_int, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.corpus != "phantom" and (args.sweep or args.reasons):
+        parser.error(f"`--sweep` and `--reasons` take `--corpus phantom` alone, got {args.corpus}.")
     if args.corpus == "covid_cxr" and args.covid_root is None:
         parser.error("`--covid-root` must be the folder of the collection for `--corpus covid_cxr`, got none.")
     return args

@@ -186,7 +186,15 @@ def test_every_family_of_arms_has_a_rate_and_a_sweep():
     assert all(STANDARD.learning_rates[family] in rates for family, rates in STANDARD.sweep.items())
 
 
-def test_command_asks_for_the_folder_of_the_collection():
-    command = [sys.executable, "-m", "evidence.run", "--corpus", "covid_cxr"]
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--corpus", "covid_cxr"], "`--covid-root` must be the folder"),
+        (["--corpus", "covid_cxr", "--reasons"], "`--sweep` and `--reasons` take `--corpus phantom` alone"),
+        (["--sweep", "--reasons"], "not allowed with"),
+    ],
+)
+def test_command_names_what_is_missing_or_does_not_go_together(arguments, error):
+    command = [sys.executable, "-m", "evidence.run", *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 2 and "`--covid-root` must be the folder" in result.stderr
+    assert result.returncode == 2 and error in result.stderr

@@ -91,7 +91,7 @@ class Settings:
         default_factory=lambda: {
             "adapters": (2.5e-3, 5e-3, 1e-2, 2e-2),
             "heads": (5e-3, 1e-2, 2e-2),
-            "all": (1.5e-3, 3e-3, 6e-3),
+            "all": (7.5e-4, 1.5e-3, 3e-3, 6e-3),
             "clip": (2.5e-4, 5e-4, 1e-3, 2e-3),
         }
     )

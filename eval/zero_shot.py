@@ -57,6 +57,28 @@ def _ensemble(prompt_embeds: torch.Tensor) -> torch.Tensor:
     return F.normalize(F.normalize(prompt_embeds.double(), dim=-1).mean(dim=0), dim=-1)
 
 
+def prompt_scores(
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, prompts: PromptSet
+) -> dict[str, torch.Tensor]:
+    """
+    Score of every label of a prompt set for every study.
+
+    Args:
+        image_embeds (`torch.FloatTensor` of shape `(num_studies, projection_dim)`): embeddings of the studies.
+        text_embeds (`torch.FloatTensor` of shape `(num_texts, projection_dim)`): of `prompts.texts`, in that order.
+        prompts ([`eval.prompts.PromptSet`]): the prompts of every label.
+
+    Returns:
+        `dict` of `str` to `torch.DoubleTensor` of shape `(num_studies,)`: label to what [`zero_shot_scores`] returns.
+    """
+    of_text = dict(zip(prompts.texts, text_embeds, strict=True))
+    scores = {}
+    for label, pair in prompts.labels.items():
+        sides = (torch.stack([of_text[text] for text in side]) for side in (pair.positive, pair.negative))
+        scores[label] = zero_shot_scores(image_embeds, *sides)
+    return scores
+
+
 def zero_shot_metrics(
     scores: dict[str, Sequence[float]],
     labels: Sequence[Sequence[str]],
@@ -156,14 +178,8 @@ def evaluate_zero_shot(
         `dict`: the head of [`eval.protocol.describe_run`], `prompts` (`name`, `version`, `sha256`) and, under
         `results`, what [`zero_shot_metrics`] returns.
     """
-    text_embeds = dict(zip(prompts.texts, embed_texts(model, processor, prompts.texts), strict=True))
-    image_embeds = embed_studies(model, processor, records, batch_size)
-    scores = {}
-    for label, pair in prompts.labels.items():
-        positive, negative = (
-            torch.stack([text_embeds[text] for text in side]) for side in (pair.positive, pair.negative)
-        )
-        scores[label] = zero_shot_scores(image_embeds, positive, negative)
+    text_embeds = embed_texts(model, processor, prompts.texts)
+    scores = prompt_scores(embed_studies(model, processor, records, batch_size), text_embeds, prompts)
     run = describe_run(PROTOCOL, model_id, records_name, split, list(records["study_id"]), processor)
     prompt_set = {"name": prompts.name, "version": prompts.version, "sha256": prompts.sha256}
     results = zero_shot_metrics(scores, list(records["labels"]), bootstrap_samples, seed)
@@ -187,4 +203,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["evaluate_zero_shot", "zero_shot_metrics", "zero_shot_scores"]
+__all__ = ["evaluate_zero_shot", "prompt_scores", "zero_shot_metrics", "zero_shot_scores"]

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.prompts import PromptSet
 from eval.retrieval import retrieval_metrics
-from eval.zero_shot import zero_shot_metrics, zero_shot_scores
+from eval.zero_shot import prompt_scores, zero_shot_metrics
 from evidence.studies import Studies
 from modeling_alta import AltaModel
 
@@ -63,11 +63,7 @@ def _mean_recall(ranked: list[dict[str, Any]], direction: str, k: int) -> dict[s
 
 
 def _zero_shot(model, tokenizer, images, studies, prompts) -> dict[str, Any]:
-    embeds = dict(zip(prompts.texts, _embed_texts(model, tokenizer, prompts.texts), strict=True))
-    scores = {}
-    for label, pair in prompts.labels.items():
-        positive, negative = (torch.stack([embeds[text] for text in side]) for side in (pair.positive, pair.negative))
-        scores[label] = zero_shot_scores(images, positive, negative)
+    scores = prompt_scores(images, _embed_texts(model, tokenizer, prompts.texts), prompts)
     results = zero_shot_metrics(scores, studies.labels, BOOTSTRAP_SAMPLES)
     auroc = {label: _bare(result["auroc"]) for label, result in results["labels"].items()}
     return {"macro_auroc": _bare(results["macro_auroc"]), "auroc": auroc}

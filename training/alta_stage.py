@@ -10,9 +10,9 @@ from peft import PeftModel, get_peft_config, get_peft_model
 from torch import nn
 
 from eval.embeddings import embed_studies, embed_texts
-from eval.prompts import PromptSet, load_prompts
+from eval.prompts import load_prompts
 from eval.retrieval import retrieval_metrics
-from eval.zero_shot import zero_shot_metrics, zero_shot_scores
+from eval.zero_shot import prompt_scores, zero_shot_metrics
 from modeling_alta import AltaConfig, AltaForPreTraining, AltaOutput, AltaProcessor
 from modeling_alta.convert_alta import convert_mrm, read_tokenizer
 from modeling_alta.export_alta import build_processor, export_adapter, export_full
@@ -68,8 +68,8 @@ class AltaStage(Stage):
         figures = flat_recalls(retrieval_metrics(images, texts, reports, **NO_BOOTSTRAP))
         if run.args.validation_prompts:
             prompts = load_prompts(run.args.validation_prompts)
-            of_text = dict(zip(prompts.texts, share_between_processes(run, prompts.texts, embed), strict=True))
-            figures |= zero_shot_aurocs(images, of_text, prompts, list(records["labels"]))
+            scores = prompt_scores(images, share_between_processes(run, prompts.texts, embed), prompts)
+            figures |= flat_aurocs(zero_shot_metrics(scores, list(records["labels"]), **NO_BOOTSTRAP))
         return figures
 
     def export(self, run: Run, model: PeftModel, folder: Path) -> None:
@@ -110,15 +110,8 @@ def flat_recalls(results: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def zero_shot_aurocs(
-    images: torch.Tensor, of_text: dict[str, torch.Tensor], prompts: PromptSet, labels: list[list[str]]
-) -> dict[str, float]:
-    """`zero_shot_macro_auroc` and the AUROC of every label that the split allows."""
-    scores = {}
-    for label, pair in prompts.labels.items():
-        sides = (torch.stack([of_text[text] for text in side]) for side in (pair.positive, pair.negative))
-        scores[label] = zero_shot_scores(images, *sides)
-    results = zero_shot_metrics(scores, labels, **NO_BOOTSTRAP)
+def flat_aurocs(results: dict[str, Any]) -> dict[str, float]:
+    """`zero_shot_auroc/<label>` and `zero_shot_macro_auroc` of what `zero_shot_metrics` gives."""
     figures = {f"zero_shot_auroc/{label}": result["auroc"]["value"] for label, result in results["labels"].items()}
     macro = results["macro_auroc"]
     return figures | ({} if macro is None else {"zero_shot_macro_auroc": macro["value"]})

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 
-__all__ = ["ARMS", "COVID_ARMS", "FAMILIES", "PHANTOM_ARMS", "REASON_ARMS", "Arm"]
+__all__ = ["ARMS", "COVID_ARMS", "FAMILIES", "LONGER_ARMS", "PHANTOM_ARMS", "REASON_ARMS", "Arm"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Arm:
         settings (`dict`): fields of `AltaConfig` in place of the method's.
         bottleneck_ratio (`float`, *optional*): of the adapters, in place of the experiment's.
         opens (`tuple[str, ...]`): towers whose weights train beside the adapters, at the rate of full fine-tuning.
+        slow_heads (`bool`): what lies outside the towers, heads and decoders, trains at that rate too.
+        learning_rate (`float`, *optional*): in place of the one the sweep chose for the family.
         num_studies (`int`, *optional*): of those that train, the first alone.
     """
 
@@ -33,6 +35,8 @@ class Arm:
     settings: dict[str, float] = field(default_factory=dict)
     bottleneck_ratio: float | None = None
     opens: tuple[str, ...] = ()
+    slow_heads: bool = False
+    learning_rate: float | None = None
     num_studies: int | None = None
 
     @property
@@ -54,17 +58,27 @@ ARMS = {
         Arm("no_local", "adapters without local contrast", settings={"local_contrastive_weight": 0.0}),
         Arm("no_image", "adapters without image loss", settings={"image_reconstruction_weight": 0.0}),
         Arm("no_report", "adapters without report loss", settings={"masked_report_weight": 0.0}),
-        Arm("wide", "adapters as wide as the towers", bottleneck_ratio=1.0),
-        Arm("open_vision", "adapters, vision tower not frozen", opens=("vision_model",)),
-        Arm("open_text", "adapters, text tower not frozen", opens=("text_model",)),
-        Arm("open_both", "adapters, neither tower frozen", opens=("vision_model", "text_model")),
+        Arm("slow_heads", "adapters, heads at the rate of full fine-tuning", slow_heads=True),
+        Arm(
+            "wide",
+            "the same, adapters as wide as the towers",
+            slow_heads=True,
+            bottleneck_ratio=1.0,
+            learning_rate=3e-3,
+        ),
+        Arm("open_vision", "the same, vision tower not frozen", slow_heads=True, opens=("vision_model",)),
+        Arm("open_text", "the same, text tower not frozen", slow_heads=True, opens=("text_model",)),
+        Arm("open_both", "the same, neither tower frozen", slow_heads=True, opens=("vision_model", "text_model")),
         Arm("few_adapters", "adapters, 300 studies", num_studies=300),
         Arm("few_full", "full fine-tuning, 300 studies", trains="all", num_studies=300),
     )
 }
 COVID_ARMS = ("adapters", "heads", "full", "clip", "frontal", "random")
 PHANTOM_ARMS = (*COVID_ARMS, "no_global", "no_local", "no_image", "no_report")
-# What might keep adapters from full fine-tuning: room, a frozen tower, or that nothing is learnt by heart.
-REASON_ARMS = ("adapters", "full", "wide", "open_vision", "open_text", "open_both", "few_adapters", "few_full")
+# What might keep adapters from full fine-tuning: rates, room, a frozen tower, or that nothing is learnt by heart.
+OPEN_ARMS = ("open_vision", "open_text", "open_both")
+REASON_ARMS = ("adapters", "full", "slow_heads", "wide", *OPEN_ARMS, "few_adapters", "few_full")
+# Where the towers were pretrained for longer.
+LONGER_ARMS = ("adapters", "full", "slow_heads", "open_both")
 # Family → the arm that the sweep of learning rates trains.
 FAMILIES = {"adapters": "adapters", "heads": "heads", "all": "full", "clip": "clip"}

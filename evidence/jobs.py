@@ -34,24 +34,34 @@ CORPORA = {
     # Few studies, and nothing is chosen on it: the validation split is unseen too.
     "covid_cxr": (Path("eval/prompts/covid_cxr.json"), ("validation", "test")),
 }
+PREPARED_NAME = "prepared.json"
 CROP_MARGIN = 8 / 7  # the transform crops this much off
 
 
-def prepare_seed(corpus: str, seed: int, settings: Settings, work: Path, covid_root: Path | None) -> dict[str, Any]:
+def prepare_seed(
+    corpus: str, seed: int, settings: Settings, work: Path, covid_root: Path | None, reuse: bool = False
+) -> dict[str, Any]:
     """
     Make the records, the text encoder and the vision tower of a seed in `work/<corpus>-<seed>`.
+
+    Args:
+        corpus (`str`), seed (`int`), settings ([`Settings`]), work (`Path`).
+        covid_root (`Path`, *optional*): folder of the COVID-19 collection.
+        reuse (`bool`): take what lies there instead, if a run with the same settings and code has finished it.
 
     Returns:
         `dict`: `records` (their summary), `mrm` (what `train` returns) and `seconds`.
     """
     start, folder = time.monotonic(), seed_folder(work, corpus, seed)
+    if reuse and (folder / PREPARED_NAME).is_file():
+        return read_prepared(work, corpus, seed)
     records = _make_records(corpus, seed, settings, folder / "records", covid_root)
     _make_text_encoder(folder, settings, seed)
     studies = load_studies(folder / "records", ("train",), settings)
     torch.save(studies, folder / "train.pt")
     mrm = _make_vision_tower(folder, studies, settings, seed)
     result = {"records": records, "mrm": mrm, "seconds": time.monotonic() - start}
-    write_json(result, folder / "prepared.json")
+    write_json(result, folder / PREPARED_NAME)
     return result
 
 
@@ -125,7 +135,9 @@ def run_arm(
     studies = torch.load(folder / "train.pt", weights_only=False)
     studies = (keep_frontals(studies) if arm.only_frontal else studies)[: arm.num_studies]
     batches = _batches(studies, tokenizer, model, settings, seed)
-    training = train(model, batches, settings.steps, learning_rate, seed, settings.learning_rates["all"])
+    training = train(
+        model, batches, settings.steps, learning_rate, seed, settings.learning_rates["all"], arm.slow_heads
+    )
     unseen = load_studies(folder / "records", splits, settings, settings.num_candidates * settings.num_groups)
     unseen = keep_frontals(unseen) if arm.only_frontal else unseen
     prompts = load_prompts(prompts)
@@ -152,4 +164,4 @@ def _batches(studies: Studies, tokenizer: PreTrainedTokenizerBase, model, settin
 
 def read_prepared(work: Path, corpus: str, seed: int) -> dict[str, Any]:
     """What `prepare_seed` returned."""
-    return json.loads((seed_folder(work, corpus, seed) / "prepared.json").read_text(encoding="utf-8"))
+    return json.loads((seed_folder(work, corpus, seed) / PREPARED_NAME).read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""What `evidence.run` wrote → RESULTS.md: `python -m evidence.report`.
+"""What `evidence.run` wrote → RESULTS.md and `evidence/reasons.md`: `python -m evidence.report`.
 
-The words stand in `results_template.md.jinja`; every figure comes from the JSON files.
+The words stand in `results_template.md.jinja` and `reasons_template.md.jinja`; every figure comes from the JSON files.
 """
 
 import argparse
@@ -14,12 +14,11 @@ import jinja2
 
 from evidence.arms import ARMS, FAMILIES
 from evidence.measures import RECALLS
-from evidence.run import SWEEP, WORK
+from evidence.run import DECIDED, WORK
 
 
-__all__ = ["compare", "main", "render", "summarize"]
+__all__ = ["compare", "main", "render_reasons", "render_results", "summarize"]
 
-TEMPLATE = Path(__file__).with_name("results_template.md.jinja")
 OUTPUT = Path("RESULTS.md")
 MARGIN = 5.0  # points of R@1 that four views are to be ahead
 TRAINABLE_LIMIT = 0.10
@@ -143,43 +142,70 @@ def percent(values: list[float]) -> tuple[float, float]:
     return mean_std([100 * value for value in values])
 
 
-def render(work: Path, sweep: Path) -> str:
-    """The page, of `phantom.json` in `work`, `reasons.json` and `covid_cxr.json` if they are there, and the sweep."""
-    paths = {name: work / f"{name}.json" for name in ("phantom", "reasons", "covid_cxr")}
-    found = {name: read(path) for name, path in paths.items() if path.is_file()}
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters["spread"] = lambda value: f"{value[0]:.1f} ± {value[1]:.1f}"
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        phantom=summarize(found["phantom"]),
-        claims=claims(found["phantom"]),
-        learnt_by_heart=learnt_by_heart(found["phantom"]),
-        against_method=against(found["phantom"], "adapters"),
-        reasons=summarize(found["reasons"]) if "reasons" in found else None,
-        against_full=against(found["reasons"], "full") if "reasons" in found else None,
-        learnt_of_reasons=learnt_by_heart(found["reasons"]) if "reasons" in found else None,
-        covid=summarize(found["covid_cxr"]) if "covid_cxr" in found else None,
-        sweep=read(sweep) if sweep.is_file() else None,
-        families=FAMILIES,
-        fmean=fmean,
-        arms=ARMS,
-        recalls=RECALLS,
+def render_results(work: Path, decided: Path) -> str:
+    """RESULTS.md, of `phantom.json` and, if it is there, `covid_cxr.json` in `work`, and `sweep.json` in `decided`."""
+    phantom, covid, sweep = (
+        read(path) for path in (work / "phantom.json", work / "covid_cxr.json", decided / "sweep.json")
+    )
+    return _template("results_template.md.jinja").render(
+        phantom=summarize(phantom),
+        claims=claims(phantom),
+        learnt_by_heart=learnt_by_heart(phantom),
+        against_method=against(phantom, "adapters"),
+        covid=summarize(covid) if covid else None,
+        sweep=sweep,
     )
 
 
+def render_reasons(decided: Path) -> str:
+    """`reasons.md`, of `reasons.json` and, if it is there, `reasons_longer.json` in `decided`."""
+    usual, longer = (read(decided / name) for name in ("reasons.json", "reasons_longer.json"))
+    return _template("reasons_template.md.jinja").render(
+        usual=summarize(usual),
+        against_full=against(usual, "full"),
+        learnt_by_heart=learnt_by_heart(usual),
+        longer=summarize(longer) if longer else None,
+        longer_against_full=against(longer, "full") if longer else None,
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["spread"] = lambda value: f"{value[0]:.1f} ± {value[1]:.1f}"
+    environment.globals |= {"families": FAMILIES, "fmean": fmean, "arms": ARMS, "recalls": RECALLS}
+    return environment.get_template(name)
+
+
 def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a JSON file holds, `None` if it is not there."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of the results (default: %(default)s)")
-    parser.add_argument("--sweep", type=Path, default=SWEEP, help="file of the sweep (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of the corpora's JSON (default: %(default)s)")
+    meaning = "folder of the JSON of sweep and reasons, for whose page it is too (default: %(default)s)"
+    parser.add_argument("--decided", type=Path, default=DECIDED, help=meaning)
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="file of the results (default: %(default)s)")
     args = parser.parse_args(argv)
-    if not (args.work / "phantom.json").is_file():
-        parser.error(f"`--work` must hold phantom.json, which `python -m evidence.run` writes, got {args.work}.")
-    args.output.write_text(render(args.work, args.sweep).rstrip() + "\n", encoding="utf-8")
-    print(f"wrote {args.output}")
+    pages = {}
+    if (args.work / "phantom.json").is_file():
+        pages[args.output] = render_results(args.work, args.decided)
+    if (args.decided / "reasons.json").is_file():
+        pages[args.decided / "reasons.md"] = render_reasons(args.decided)
+    if not pages:
+        parser.error(
+            "`--work` must hold phantom.json or `--decided` reasons.json, which `python -m evidence.run` writes, got "
+            f"{args.work} and {args.decided}."
+        )
+    for path, page in pages.items():
+        path.write_text(page.rstrip() + "\n", encoding="utf-8")
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

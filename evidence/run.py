@@ -2,12 +2,13 @@
 
     python -m evidence.run --sweep                       # the learning rates, on seeds and a split of their own
     python -m evidence.run                               # PhantomCXR
-    python -m evidence.run --reasons                     # what keeps adapters from full fine-tuning, there too
     python -m evidence.run --corpus covid_cxr --covid-root ../shared/data/covid_cxr
-    python -m evidence.report                            # RESULTS.md from what these wrote
+    python -m evidence.run --reasons                     # what keeps adapters from full fine-tuning, on the sweep's
+    python -m evidence.run --reasons --pretraining 3     # the same over towers pretrained three times as long
+    python -m evidence.report                            # the pages from what these wrote
 
-Every job, a seed's preparation or one arm, runs alone on one thread of one of two worker processes. The results lie in
-`runs/evidence`, in `<corpus>.json` and `reasons.json`; those of the sweep in `evidence/sweep.json`, part of the
+Every job, a seed's preparation or one arm, runs alone on one thread of one of two worker processes. Results of a
+corpus lie in `runs/evidence/<corpus>.json`; what was learnt on the sweep's seeds in `evidence/*.json`, part of the
 repository.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 
 from eval.protocol import positive_int, write_json
-from evidence.arms import ARMS, COVID_ARMS, FAMILIES, PHANTOM_ARMS, REASON_ARMS
+from evidence.arms import ARMS, COVID_ARMS, FAMILIES, LONGER_ARMS, PHANTOM_ARMS, REASON_ARMS, Arm
 from evidence.jobs import CORPORA, prepare_seed, read_prepared, run_arm
 from evidence.measures import RECALLS
 from evidence.settings import QUICK, STANDARD, Settings
@@ -34,7 +35,7 @@ from evidence.settings import QUICK, STANDARD, Settings
 __all__ = ["main", "run_experiment", "run_sweep"]
 
 WORK = Path("runs/evidence")
-SWEEP = Path("evidence/sweep.json")
+DECIDED = Path("evidence")
 Job = tuple[Any, ...]  # a function and its arguments
 
 
@@ -46,6 +47,7 @@ def run_experiment(
     covid_root: Path | None = None,
     workers: int = 2,
     on_validation: bool = False,
+    reuse: bool = False,
 ) -> dict[str, Any]:
     """
     Prepare every seed and train every arm on it.
@@ -58,16 +60,17 @@ def run_experiment(
         covid_root (`Path`, *optional*): folder of the COVID-19 collection.
         workers (`int`): processes.
         on_validation (`bool`): take `settings.validation_seeds`, and that split as the unseen studies.
+        reuse (`bool`): take the seeds that an earlier run prepared in `work`.
 
     Returns:
         `dict`: `corpus`, `settings`, `workers`, `seconds`, `prepared` (seed → what it took) and `runs`.
     """
     start = time.monotonic()
     seeds = settings.validation_seeds if on_validation else settings.seeds
-    rates = {arm: settings.learning_rates[ARMS[arm].family] for arm in arms}
+    rates = {arm: learning_rate_of(ARMS[arm], settings) for arm in arms}
     plan = [
         (
-            (prepare_seed, corpus, seed, settings, work, covid_root),
+            (prepare_seed, corpus, seed, settings, work, covid_root, reuse),
             [(run_arm, corpus, seed, arm, settings, work, rate, on_validation) for arm, rate in rates.items()],
         )
         for seed in seeds
@@ -81,6 +84,11 @@ def run_experiment(
         "prepared": {seed: read_prepared(work, corpus, seed) for seed in seeds},
         "runs": sorted(runs, key=lambda run: (run["seed"], list(ARMS).index(run["arm"]))),
     }
+
+
+def learning_rate_of(arm: Arm, settings: Settings) -> float:
+    """The arm's own, else that of its family."""
+    return arm.learning_rate or settings.learning_rates[arm.family]
 
 
 def run_sweep(settings: Settings, work: Path, workers: int = 2) -> dict[str, Any]:
@@ -139,19 +147,43 @@ def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    settings, work = _settings(args), args.work
+    if args.sweep:
+        write_json(run_sweep(settings, work, args.workers), _decided(args) / "sweep.json")
+        return
+    if args.pretraining > 1:
+        work = work / f"pretraining_{args.pretraining}"
+    results = run_experiment(
+        args.corpus, _arms(args), settings, work, args.covid_root, args.workers, args.reasons, args.reuse
+    )
+    output = _output(args)
+    write_json(results, output)
+    print(f"{len(results['runs'])} runs in {results['seconds'] / 60:.1f} min: {output}")
+
+
+def _settings(args: argparse.Namespace) -> Settings:
     settings = QUICK if args.quick else STANDARD
     if args.seeds:
         settings = replace(settings, seeds=tuple(args.seeds), validation_seeds=tuple(args.seeds))
-    if args.sweep:
-        write_json(run_sweep(settings, args.work, args.workers), args.sweep_output)
-        return
-    default_arms = REASON_ARMS if args.reasons else PHANTOM_ARMS if args.corpus == "phantom" else COVID_ARMS
-    results = run_experiment(
-        args.corpus, args.arms or default_arms, settings, args.work, args.covid_root, args.workers, args.reasons
-    )
-    output = args.work / ("reasons.json" if args.reasons else f"{args.corpus}.json")
-    write_json(results, output)
-    print(f"{len(results['runs'])} runs in {results['seconds'] / 60:.1f} min: {output}")
+    return settings.with_longer_pretraining(args.pretraining)
+
+
+def _arms(args: argparse.Namespace) -> tuple[str, ...]:
+    if args.arms:
+        return tuple(args.arms)
+    if args.reasons:
+        return REASON_ARMS if args.pretraining == 1 else LONGER_ARMS
+    return PHANTOM_ARMS if args.corpus == "phantom" else COVID_ARMS
+
+
+def _output(args: argparse.Namespace) -> Path:
+    if not args.reasons:
+        return args.work / f"{args.corpus}.json"
+    return _decided(args) / ("reasons.json" if args.pretraining == 1 else "reasons_longer.json")
+
+
+def _decided(args: argparse.Namespace) -> Path:
+    return args.work if args.quick else DECIDED
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -165,13 +197,19 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     purpose.add_argument(
         "--reasons", action="store_true", help="ask what keeps adapters from full fine-tuning instead"
     )
-    parser.add_argument("--quick", action="store_true", help="two steps of everything, to try the path")
+    longer = "with `--reasons`: so many times the steps of pretraining of both towers (default: %(default)s)"
+    parser.add_argument("--pretraining", type=positive_int, default=1, metavar="FACTOR", help=longer)
+    parser.add_argument("--reuse", action="store_true", help="take the seeds that a run like this prepared before")
+    parser.add_argument(
+        "--quick", action="store_true", help="two steps of everything, to try the path; all in `--work`"
+    )
     parser.add_argument("--work", type=Path, default=WORK, help="folder to write (default: %(default)s)")
-    parser.add_argument("--sweep-output", type=Path, default=SWEEP, help="file of the sweep (default: %(default)s)")
     parser.add_argument("--workers", type=positive_int, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.corpus != "phantom" and (args.sweep or args.reasons):
         parser.error(f"`--sweep` and `--reasons` take `--corpus phantom` alone, got {args.corpus}.")
+    if args.pretraining > 1 and not args.reasons:
+        parser.error(f"`--pretraining` goes with `--reasons` alone, got {args.pretraining}.")
     if args.corpus == "covid_cxr" and args.covid_root is None:
         parser.error("`--covid-root` must be the folder of the collection for `--corpus covid_cxr`, got none.")
     return args

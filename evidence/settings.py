@@ -1,6 +1,6 @@
 """Sizes, steps and learning rates of the experiment, and of the same in seconds for a test."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -95,6 +95,11 @@ class Settings:
             "clip": (2.5e-4, 5e-4, 1e-3, 2e-3),
         }
     )
+
+    def with_longer_pretraining(self, factor: int) -> "Settings":
+        """The same with `factor` times the epochs of the text encoder and the steps of masked record modelling."""
+        text_encoder = {**self.text_encoder, "epochs": factor * self.text_encoder["epochs"]}
+        return replace(self, text_encoder=text_encoder, mrm_steps=factor * self.mrm_steps)
 
     @property
     def target_size(self) -> int:

@@ -100,10 +100,11 @@ def _blocks(words: torch.Tensor, patches: torch.Tensor) -> Iterator[tuple[slice,
 def _trim(embeds: torch.Tensor, counts: list[int], rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Rows as long as the first, which is the longest of them, and a mask of what counts; none if all does."""
     counts = counts[rows]
-    if counts[0] == counts[-1]:
-        return embeds[rows, : counts[0]], None
-    counts = torch.tensor(counts, device=embeds.device)
-    return embeds[rows, : int(counts[0])], torch.arange(int(counts[0]), device=embeds.device) < counts[:, None]
+    longest = counts[0]
+    if longest == counts[-1]:
+        return embeds[rows, :longest], None
+    is_counted = torch.arange(longest) < torch.tensor(counts)[:, None]
+    return embeds[rows, :longest], is_counted.to(embeds.device, non_blocking=True)
 
 
 def _mask_words(values: torch.Tensor, word_mask: torch.Tensor | None) -> torch.Tensor:

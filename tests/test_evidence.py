@@ -9,11 +9,11 @@ from conftest import ROOT
 
 from eval.prompts import load_prompts
 from evidence import jobs
-from evidence.arms import ARMS, COVID_ARMS, FAMILIES, PHANTOM_ARMS, REASON_ARMS
+from evidence.arms import ARMS, COVID_ARMS, FAMILIES, LONGER_ARMS, PHANTOM_ARMS, REASON_ARMS
 from evidence.jobs import CORPORA, prepare_seed, run_arm
 from evidence.measures import RECALLS, measure
 from evidence.models import base_model, build_model
-from evidence.report import claims, compare, learnt_by_heart, main, render, summarize
+from evidence.report import claims, compare, learnt_by_heart, main, render_results, summarize
 from evidence.run import run_experiment, run_sweep
 from evidence.settings import QUICK, STANDARD
 from evidence.studies import Studies, keep_frontals, load_studies
@@ -93,6 +93,17 @@ def test_an_opened_tower_trains_at_a_rate_of_its_own(work):
     assert of_name[next(name for name in of_name if name.endswith("word_embeddings.weight"))] == 1e-3
 
 
+def test_slow_heads_leave_the_adapters_rate_to_the_towers_alone(work):
+    model = build("slow_heads", work)
+    groups = _optimizer(model, 1e-2, 1e-3, slow_heads=True).param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    fast = {name for name, parameter in model.named_parameters() if rates.get(id(parameter)) == 1e-2}
+    slow = {name for name, parameter in model.named_parameters() if rates.get(id(parameter)) == 1e-3}
+    assert fast and all(".vision_model." in name or ".text_model." in name for name in fast)
+    assert any(".image_projection." in name for name in slow) and any(".logit_scale." in name for name in slow)
+    assert not any(".vision_model." in name or ".text_model." in name for name in slow)
+
+
 def test_wide_adapters_are_as_wide_as_the_tower(work):
     widths = {name: p.shape[0] for name, p in build("wide", work).named_parameters() if "adapter_down" in name}
     assert QUICK.model["vision_config"]["hidden_size"] in widths.values()
@@ -144,13 +155,36 @@ def test_experiment_and_sweep_run_every_job_and_the_report_has_their_figures(tmp
     }
     reasons = run_experiment("phantom", ("adapters", "full"), QUICK, tmp_path, workers=1, on_validation=True)
     assert {run["seed"] for run in reasons["runs"]} == set(QUICK.validation_seeds)
-    for name, content in (("phantom", results), ("sweep", sweep), ("reasons", reasons)):
+    for name, content in (("phantom", results), ("sweep", sweep), ("reasons", reasons), ("reasons_longer", reasons)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    files = {"work": tmp_path, "sweep": tmp_path / "sweep.json", "output": tmp_path / "RESULTS.md"}
-    main([word for name, path in files.items() for word in (f"--{name}", str(path))])
+    main(["--work", str(tmp_path), "--decided", str(tmp_path), "--output", str(tmp_path / "RESULTS.md")])
     page = (tmp_path / "RESULTS.md").read_text()
     assert all(ARMS[arm].title in page for arm in ("adapters", "full", "frontal"))
-    assert "chance" in page and page == render(tmp_path, tmp_path / "sweep.json").rstrip() + "\n"
+    assert "chance" in page and page == render_results(tmp_path, tmp_path).rstrip() + "\n"
+    reasons_page = (tmp_path / "reasons.md").read_text()
+    assert reasons_page.count(f"| {ARMS['full'].title} |") == 3 and "pretrained for longer" in reasons_page
+
+
+def test_report_without_any_result_says_what_it_needs(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--work", str(tmp_path), "--decided", str(tmp_path)])
+    assert "`--work` must hold phantom.json" in capsys.readouterr().err
+
+
+def test_a_prepared_seed_is_taken_again_only_when_asked(work, monkeypatch):
+    made = []
+    monkeypatch.setattr(jobs, "prepare_phantom", lambda *arguments: made.append(arguments) or {}["made again"])
+    assert prepare_seed("phantom", SEED, QUICK, work, None, reuse=True)["mrm"]["steps"] == QUICK.mrm_steps
+    assert not made
+    with pytest.raises(KeyError, match="made again"):
+        prepare_seed("phantom", SEED, QUICK, work, None)
+
+
+def test_longer_pretraining_lengthens_both_towers_and_nothing_else():
+    longer = STANDARD.with_longer_pretraining(3)
+    assert longer.mrm_steps == 3 * STANDARD.mrm_steps
+    assert longer.text_encoder["epochs"] == 3 * STANDARD.text_encoder["epochs"]
+    assert replace(longer, mrm_steps=STANDARD.mrm_steps, text_encoder=STANDARD.text_encoder) == STANDARD
 
 
 def test_comparisons_are_of_the_same_seeds_and_claims_follow_from_them():
@@ -182,7 +216,7 @@ def test_summary_is_in_points():
 def test_every_family_of_arms_has_a_rate_and_a_sweep():
     families = {arm.family for arm in ARMS.values()}
     assert families == set(FAMILIES) == set(STANDARD.learning_rates) == set(STANDARD.sweep)
-    assert set(PHANTOM_ARMS) | set(COVID_ARMS) | set(REASON_ARMS) == set(ARMS)
+    assert set(PHANTOM_ARMS) | set(COVID_ARMS) | set(REASON_ARMS) == set(ARMS) and set(LONGER_ARMS) <= set(ARMS)
     assert all(STANDARD.learning_rates[family] in rates for family, rates in STANDARD.sweep.items())
 
 
@@ -192,6 +226,7 @@ def test_every_family_of_arms_has_a_rate_and_a_sweep():
         (["--corpus", "covid_cxr"], "`--covid-root` must be the folder"),
         (["--corpus", "covid_cxr", "--reasons"], "`--sweep` and `--reasons` take `--corpus phantom` alone"),
         (["--sweep", "--reasons"], "not allowed with"),
+        (["--pretraining", "3"], "`--pretraining` goes with `--reasons` alone, got 3"),
     ],
 )
 def test_command_names_what_is_missing_or_does_not_go_together(arguments, error):

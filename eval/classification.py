@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification, AutoProcessor
 
 from eval.bootstrap import auroc_interval, average_precision_interval
 from eval.embeddings import evaluating
-from eval.protocol import argument_errors, describe_run, load_records, protocol_parser, write_json
+from eval.protocol import RunOptions, argument_errors, describe_run, load_records, protocol_parser, write_json
 from modeling_alta.configuration_alta import VIEW_NAMES
 from processing.batches.label_batch import UNLABELLED_AS
 
@@ -159,13 +159,8 @@ def evaluate_classification(
     model: Any,
     processor: Any,
     records: Any,
-    model_id: str,
-    records_name: str,
-    split: str,
+    options: RunOptions,
     unlabelled: str = "left_out",
-    batch_size: int = 16,
-    bootstrap_samples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """
     Run the protocol on a split of study records.
@@ -173,19 +168,17 @@ def evaluate_classification(
     Args:
         model (`AltaForImageClassification`), processor (`AltaProcessor`): what classifies.
         records (`datasets.Dataset`): study records; `study_id`, the views and `labels` are read.
-        model_id, records_name, split (`str`): written into the result.
+        options ([`eval.protocol.RunOptions`]): names, batch size and bootstrap.
         unlabelled (`str`): see [`classification_metrics`].
-        batch_size (`int`): studies per forward pass.
-        bootstrap_samples, seed (`int`): of the 95 % intervals.
 
     Returns:
         `dict`: the head of [`eval.protocol.describe_run`] and, under `results`, what [`classification_metrics`]
         returns.
     """
-    scores = classify_studies(model, processor, records, batch_size)
+    scores = classify_studies(model, processor, records, options.batch_size)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    run = describe_run(PROTOCOL, model_id, records_name, split, list(records["study_id"]), processor)
-    results = classification_metrics(scores, names, list(records["labels"]), unlabelled, bootstrap_samples, seed)
+    run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
+    results = classification_metrics(scores, names, list(records["labels"]), unlabelled, **options.bootstrap)
     return run | {"results": results}
 
 
@@ -217,10 +210,8 @@ def main(argv: list[str] | None = None) -> None:
     with argument_errors(parser):
         records = load_records(args.records, args.split)
         model, processor = load_classifier(args.model, args.device)
-    options = {"batch_size": args.batch_size, "bootstrap_samples": args.bootstrap_samples, "seed": args.seed}
-    results = evaluate_classification(
-        model, processor, records, args.model, args.records, args.split, args.unlabelled, **options
-    )
+    options = RunOptions.from_arguments(args)
+    results = evaluate_classification(model, processor, records, options, args.unlabelled)
     write_json(results, args.output)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,36 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_alta import fold_adapters  # importing it registers the model with AutoModel and AutoProcessor
 from processing.records.study_records import load_study_records
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """
+    How a protocol is run on a split of study records.
+
+    Args:
+        model_id, records_name (`str`): written into the result: a Hub id, or a folder, of which the last part is kept.
+        split (`str`): written into the result.
+        batch_size (`int`): studies per forward pass.
+        bootstrap_samples, seed (`int`): of the 95 % intervals.
+    """
+
+    model_id: str
+    records_name: str
+    split: str
+    batch_size: int = 16
+    bootstrap_samples: int = 1000
+    seed: int = 0
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> "RunOptions":
+        """Those of a protocol's command."""
+        return cls(args.model, args.records, args.split, args.batch_size, args.bootstrap_samples, args.seed)
+
+    @property
+    def bootstrap(self) -> dict[str, int]:
+        """Arguments of the metrics."""
+        return {"bootstrap_samples": self.bootstrap_samples, "seed": self.seed}
 
 
 def protocol_parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -72,16 +103,15 @@ def load_records(path: str, split: str) -> Any:
 
 
 def describe_run(
-    protocol: dict[str, str], model_id: str, records_name: str, split: str, study_ids: list[str], processor: Any
+    protocol: dict[str, str], options: RunOptions, study_ids: list[str], processor: Any
 ) -> dict[str, Any]:
     """
     The head of a protocol's JSON: what was measured, on what.
 
     Args:
         protocol (`dict`): `name` and `version`.
-        model_id, records_name (`str`): a Hub id, or a folder, of which the last part alone is kept.
-        split (`str`): name of the split.
-        study_ids (`list` of `str`): its studies.
+        options ([`RunOptions`]): whose names are written.
+        study_ids (`list` of `str`): the studies of the split.
         processor (`AltaProcessor`): whose image settings are hashed.
 
     Returns:
@@ -89,9 +119,9 @@ def describe_run(
     """
     return {
         "protocol": dict(protocol),
-        "model": _public_name(model_id),
-        "records": _public_name(records_name),
-        "split": split,
+        "model": _public_name(options.model_id),
+        "records": _public_name(options.records_name),
+        "split": options.split,
         "n": len(study_ids),
         "study_ids_sha256": study_ids_sha256(study_ids),
         "preprocessing_sha256": preprocessing_sha256(processor),
@@ -127,6 +157,7 @@ def _public_name(name: str) -> str:
 
 
 __all__ = [
+    "RunOptions",
     "argument_errors",
     "describe_run",
     "load_model",

@@ -14,7 +14,15 @@ from torch.nn import functional as F
 
 from eval.bootstrap import share_interval
 from eval.embeddings import embed_studies, embed_texts
-from eval.protocol import argument_errors, describe_run, load_model, load_records, protocol_parser, write_json
+from eval.protocol import (
+    RunOptions,
+    argument_errors,
+    describe_run,
+    load_model,
+    load_records,
+    protocol_parser,
+    write_json,
+)
 from eval.recall_at_k.recall_at_k import chance_median_rank, chance_recall, check_cutoffs, pair_ranks
 
 
@@ -128,12 +136,7 @@ def evaluate_retrieval(
     model: Any,
     processor: Any,
     records: Any,
-    model_id: str,
-    records_name: str,
-    split: str,
-    batch_size: int = 16,
-    bootstrap_samples: int = 1000,
-    seed: int = 0,
+    options: RunOptions,
 ) -> dict[str, Any]:
     """
     Run the protocol on a split of study records.
@@ -141,18 +144,16 @@ def evaluate_retrieval(
     Args:
         model (`AltaModel`), processor (`AltaProcessor`): what encodes.
         records (`datasets.Dataset`): study records; `study_id`, the views and `report` are read.
-        model_id, records_name, split (`str`): written into the result.
-        batch_size (`int`): studies per forward pass.
-        bootstrap_samples, seed (`int`): of the 95 % intervals.
+        options ([`eval.protocol.RunOptions`]): names, batch size and bootstrap.
 
     Returns:
         `dict`: the head of [`eval.protocol.describe_run`] and, under `results`, what [`retrieval_metrics`] returns.
     """
     reports = list(records["report"])
-    image_embeds = embed_studies(model, processor, records, batch_size)
+    image_embeds = embed_studies(model, processor, records, options.batch_size)
     text_embeds = embed_texts(model, processor, reports)
-    run = describe_run(PROTOCOL, model_id, records_name, split, list(records["study_id"]), processor)
-    results = retrieval_metrics(image_embeds, text_embeds, reports, bootstrap_samples=bootstrap_samples, seed=seed)
+    run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
+    results = retrieval_metrics(image_embeds, text_embeds, reports, **options.bootstrap)
     return run | {"results": results}
 
 
@@ -162,10 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     with argument_errors(parser):
         records = load_records(args.records, args.split)
         model, processor = load_model(args.model, args.device)
-    options = {"batch_size": args.batch_size, "bootstrap_samples": args.bootstrap_samples, "seed": args.seed}
-    write_json(
-        evaluate_retrieval(model, processor, records, args.model, args.records, args.split, **options), args.output
-    )
+    write_json(evaluate_retrieval(model, processor, records, RunOptions.from_arguments(args)), args.output)
 
 
 if __name__ == "__main__":

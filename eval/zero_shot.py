@@ -15,7 +15,15 @@ from torch.nn import functional as F
 from eval.bootstrap import auroc_interval
 from eval.embeddings import embed_studies, embed_texts
 from eval.prompts import PromptSet, load_prompts
-from eval.protocol import argument_errors, describe_run, load_model, load_records, protocol_parser, write_json
+from eval.protocol import (
+    RunOptions,
+    argument_errors,
+    describe_run,
+    load_model,
+    load_records,
+    protocol_parser,
+    write_json,
+)
 
 
 PROTOCOL = {"name": "zero_shot_prompt_pairs", "version": "1.0"}
@@ -156,12 +164,7 @@ def evaluate_zero_shot(
     processor: Any,
     records: Any,
     prompts: PromptSet,
-    model_id: str,
-    records_name: str,
-    split: str,
-    batch_size: int = 16,
-    bootstrap_samples: int = 1000,
-    seed: int = 0,
+    options: RunOptions,
 ) -> dict[str, Any]:
     """
     Run the protocol on a split of study records.
@@ -170,19 +173,17 @@ def evaluate_zero_shot(
         model (`AltaModel`), processor (`AltaProcessor`): what encodes.
         records (`datasets.Dataset`): study records; `study_id`, the views and `labels` are read.
         prompts ([`eval.prompts.PromptSet`]): the prompts of every label.
-        model_id, records_name, split (`str`): written into the result.
-        batch_size (`int`): studies per forward pass.
-        bootstrap_samples, seed (`int`): of the 95 % intervals.
+        options ([`eval.protocol.RunOptions`]): names, batch size and bootstrap.
 
     Returns:
         `dict`: the head of [`eval.protocol.describe_run`], `prompts` (`name`, `version`, `sha256`) and, under
         `results`, what [`zero_shot_metrics`] returns.
     """
     text_embeds = embed_texts(model, processor, prompts.texts)
-    scores = prompt_scores(embed_studies(model, processor, records, batch_size), text_embeds, prompts)
-    run = describe_run(PROTOCOL, model_id, records_name, split, list(records["study_id"]), processor)
+    scores = prompt_scores(embed_studies(model, processor, records, options.batch_size), text_embeds, prompts)
+    run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
     prompt_set = {"name": prompts.name, "version": prompts.version, "sha256": prompts.sha256}
-    results = zero_shot_metrics(scores, list(records["labels"]), bootstrap_samples, seed)
+    results = zero_shot_metrics(scores, list(records["labels"]), **options.bootstrap)
     return run | {"prompts": prompt_set, "results": results}
 
 
@@ -194,8 +195,7 @@ def main(argv: list[str] | None = None) -> None:
         prompts = load_prompts(args.prompts)
         records = load_records(args.records, args.split)
         model, processor = load_model(args.model, args.device)
-    options = {"batch_size": args.batch_size, "bootstrap_samples": args.bootstrap_samples, "seed": args.seed}
-    results = evaluate_zero_shot(model, processor, records, prompts, args.model, args.records, args.split, **options)
+    results = evaluate_zero_shot(model, processor, records, prompts, RunOptions.from_arguments(args))
     write_json(results, args.output)
 
 

@@ -17,6 +17,7 @@ from eval.classification import (
     load_classifier,
     main,
 )
+from eval.protocol import RunOptions
 from modeling_alta import AltaAdapterConfig, AltaForImageClassification
 from modeling_alta.export_alta import export_adapter, export_full
 from processing.batches.label_batch import label_settings
@@ -122,7 +123,9 @@ def test_no_study_is_an_error():
 
 def test_evaluation_of_records_tells_what_was_measured():
     records = Dataset.from_list(make_studies(LABELS), features=STUDY_FEATURES)
-    results = evaluate_classification(make_classifier(), make_processor(), records, "tester/c", "tester/r", "test")
+    results = evaluate_classification(
+        make_classifier(), make_processor(), records, RunOptions("tester/c", "tester/r", "test")
+    )
     assert results["protocol"] == {"name": "classification", "version": "1.0"}
     assert (results["model"], results["n"]) == ("tester/c", 4)
     assert results["results"]["not_evaluated"] == {"Device": "the model has no output for it"}

@@ -8,7 +8,7 @@ import torch
 from conftest import make_batch
 from repositories import make_adapter, make_base, make_full, make_processor
 
-from eval.protocol import describe_run, load_model, preprocessing_sha256, study_ids_sha256, write_json
+from eval.protocol import RunOptions, describe_run, load_model, preprocessing_sha256, study_ids_sha256, write_json
 from modeling_alta.export_alta import export_adapter, export_full
 from modeling_alta.fold_alta import AltaFoldedModel
 from tests.fake_model import FakeProcessor
@@ -31,7 +31,8 @@ def test_preprocessing_hash_depends_on_the_settings_and_not_on_the_version():
 
 def test_folders_are_named_by_their_last_part_and_hub_ids_in_full(tmp_path):
     (tmp_path / "records").mkdir()
-    run = describe_run({"name": "p"}, "tester/alta", f"{tmp_path}/records/", "test", ["a", "b"], FakeProcessor())
+    options = RunOptions("tester/alta", f"{tmp_path}/records/", "test")
+    run = describe_run({"name": "p"}, options, ["a", "b"], FakeProcessor())
     assert (run["model"], run["records"], run["n"]) == ("tester/alta", "records", 2)
     assert str(tmp_path) not in json.dumps(run)
 

@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 
 from eval import retrieval
+from eval.protocol import RunOptions
 from eval.retrieval import evaluate_retrieval, retrieval_metrics
 from tests.fake_model import FakeModel, FakeProcessor
 
@@ -101,7 +102,9 @@ RECORDS = Dataset.from_list(
 
 
 def test_evaluation_of_records_says_what_was_measured():
-    results = evaluate_retrieval(FakeModel(), FakeProcessor(), RECORDS, "tester/alta", "tester/records", "test")
+    results = evaluate_retrieval(
+        FakeModel(), FakeProcessor(), RECORDS, RunOptions("tester/alta", "tester/records", "test")
+    )
     assert results["protocol"] == {"name": "report_retrieval", "version": "1.0"}
     assert (results["n"], results["split"], results["records"]) == (2, "test", "tester/records")
     assert results["results"]["text_to_image"]["recall_at_1"]["value"] == 1.0

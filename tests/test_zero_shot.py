@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from eval import zero_shot
 from eval.prompts import load_prompts
+from eval.protocol import RunOptions
 from eval.zero_shot import evaluate_zero_shot, zero_shot_metrics, zero_shot_scores
 from tests.fake_model import FakeModel, FakeProcessor
 
@@ -117,7 +118,9 @@ def prompt_file(tmp_path):
 
 def test_evaluation_of_records_names_the_prompts_and_the_split(prompt_file):
     prompts = load_prompts(prompt_file)
-    results = evaluate_zero_shot(FakeModel(), FakeProcessor(), RECORDS, prompts, "tester/alta", "tester/r", "test")
+    results = evaluate_zero_shot(
+        FakeModel(), FakeProcessor(), RECORDS, prompts, RunOptions("tester/alta", "tester/r", "test")
+    )
     assert results["prompts"] == {"name": "toy", "version": "2.0", "sha256": prompts.sha256}
     assert results["results"]["labels"]["Edema"]["auroc"]["value"] == 1.0
     assert results["results"]["not_evaluated"] == {"No Finding": "the prompt set has no prompt for it"}

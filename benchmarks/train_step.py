@@ -4,8 +4,8 @@ How much faster and leaner is a full-size train step than the plain form of the 
 `python -m benchmarks.train_step` prints JSON: for each dtype and mean report length the seconds of both forms, which
 take turns in one process (median of `--rounds`), their ratio, the share of the matmul peak that ours reaches, the
 peak memory of both, and how far their losses are apart with all views present. A step is forward, backward and AdamW,
-with dropout as in training, on 8 studies of which half of the view slots are there; with `bf16` under autocast, where
-ours also keeps the frozen weights in bfloat16.
+with dropout, on 8 studies of which half of the view slots are there; with `bf16` under autocast, where ours also keeps
+the frozen weights in bfloat16.
 
 Peaks are of a child process for each form, that runs two steps of it alone; what was there after the imports is left
 out, the weights are not.
@@ -35,13 +35,10 @@ SPREAD = 38  # tokens by which the shortest and the longest report differ from t
 LOSSES = ("global_contrastive_loss", "local_contrastive_loss", "image_reconstruction_loss", "masked_report_loss")
 
 
-def build_model(no_dropout: bool = False) -> AltaForPreTraining:
+def build_model() -> AltaForPreTraining:
     """Full size, present views only, frozen as published; adapters away from zero, so that they count."""
     torch.manual_seed(0)
-    config = AltaConfig(missing_views="skip")
-    if no_dropout:
-        config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
-    model = AltaForPreTraining(config)
+    model = AltaForPreTraining(AltaConfig(missing_views="skip"))
     model.freeze_pretrained()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -112,7 +109,7 @@ def build_step(form: str, model: AltaForPreTraining, batch: dict[str, torch.Tens
 
 def time_forms(args: argparse.Namespace, dtype: torch.dtype, mean_length: int) -> dict[str, float | list[float]]:
     """Median seconds of both forms, in turn, and the medians over the rounds of their ratio and of our utilisation."""
-    models = {form: build_model(args.no_dropout) for form in FORMS}
+    models = {form: build_model() for form in FORMS}
     batch = make_batch(models["ours"].config, args.num_studies, mean_length, args.views)
     plain, ours = (build_step(form, models[form], batch, dtype) for form in FORMS)
     plain()  # the first steps warm up
@@ -135,14 +132,13 @@ def measure_peak(form: str, args: argparse.Namespace, dtype_name: str, mean_leng
     """Peak bytes of two steps of a form in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.train_step", "--peak-of", form, "--dtypes", dtype_name]
     sizes = ["--mean-lengths", str(mean_length), "--num-studies", str(args.num_studies), "--views", args.views]
-    sizes += ["--no-dropout"] if args.no_dropout else []
     return json.loads(subprocess.run([*command, *sizes], check=True, capture_output=True, text=True).stdout)
 
 
 def peak_of(form: str, args: argparse.Namespace) -> int:
     before = measure_tree(os.getpid(), "Pss_Anon")
     with PeakMemory(interval=0.05, anonymous=True) as memory:
-        model = build_model(args.no_dropout)
+        model = build_model()
         batch = make_batch(model.config, args.num_studies, args.mean_lengths[0], args.views)
         step = build_step(form, model, batch, DTYPES[args.dtypes[0]])
         for _ in range(2):
@@ -176,7 +172,6 @@ def main() -> None:
     parser.add_argument("--mean-lengths", nargs="+", type=int, default=[90, 54], help="tokens (default: 90 54)")
     parser.add_argument("--num-studies", type=int, default=8, help="default: 8")
     parser.add_argument("--views", choices=VIEWS, default="half", help="which slots are there (default: half)")
-    parser.add_argument("--no-dropout", action="store_true", help="leave it out, for other attention kernels")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after one to warm up; 0 for none")
     parser.add_argument("--memory", action="store_true", help="also measure the peaks")
     parser.add_argument("--losses", action="store_true", help="also compare the losses")

@@ -1,11 +1,8 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT
 
 from eval.prompts import load_prompts
 from evidence import jobs
@@ -14,6 +11,7 @@ from evidence.jobs import CORPORA, prepare_seed, run_arm
 from evidence.measures import RECALLS, measure
 from evidence.models import base_model, build_model
 from evidence.report import claims, compare, learnt_by_heart, main, render_results, summarize
+from evidence.run import main as run_command
 from evidence.run import run_experiment, run_sweep
 from evidence.settings import QUICK, STANDARD
 from evidence.studies import Studies, keep_frontals, load_studies
@@ -153,7 +151,9 @@ def test_experiment_and_sweep_run_every_job_and_the_report_has_their_figures(tmp
     assert {family: len(rates) for family, rates in sweep["rates"].items()} == {
         family: len(rates) for family, rates in QUICK.sweep.items()
     }
-    reasons = run_experiment("phantom", ("adapters", "full"), QUICK, tmp_path, workers=1, on_validation=True)
+    reasons = run_experiment(
+        "phantom", ("adapters", "full"), QUICK, tmp_path, workers=1, on_validation=True, reuse=True
+    )
     assert {run["seed"] for run in reasons["runs"]} == set(QUICK.validation_seeds)
     for name, content in (("phantom", results), ("sweep", sweep), ("reasons", reasons), ("reasons_longer", reasons)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -229,7 +229,7 @@ def test_every_family_of_arms_has_a_rate_and_a_sweep():
         (["--pretraining", "3"], "`--pretraining` goes with `--reasons` alone, got 3"),
     ],
 )
-def test_command_names_what_is_missing_or_does_not_go_together(arguments, error):
-    command = [sys.executable, "-m", "evidence.run", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 2 and error in result.stderr
+def test_command_names_what_is_missing_or_does_not_go_together(arguments, error, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_command(arguments)
+    assert stop.value.code == 2 and error in capsys.readouterr().err

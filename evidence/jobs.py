@@ -47,20 +47,24 @@ def prepare_seed(
     Args:
         corpus (`str`), seed (`int`), settings ([`Settings`]), work (`Path`).
         covid_root (`Path`, *optional*): folder of the COVID-19 collection.
-        reuse (`bool`): take what lies there instead, if a run with the same settings and code has finished it.
+        reuse (`bool`): take what lies there instead, if it was finished with the same settings.
 
     Returns:
-        `dict`: `records` (their summary), `mrm` (what `train` returns) and `seconds`.
+        `dict`: `settings` (those that decided it), `records` (their summary), `mrm` (what `train` returns), `seconds`.
     """
     start, folder = time.monotonic(), seed_folder(work, corpus, seed)
     if reuse and (folder / PREPARED_NAME).is_file():
-        return read_prepared(work, corpus, seed)
+        prepared = read_prepared(work, corpus, seed)
+        if prepared.get("settings") == settings.of_preparation:
+            return prepared
+    (folder / PREPARED_NAME).unlink(missing_ok=True)
     records = _make_records(corpus, seed, settings, folder / "records", covid_root)
     _make_text_encoder(folder, settings, seed)
     studies = load_studies(folder / "records", ("train",), settings)
     torch.save(studies, folder / "train.pt")
     mrm = _make_vision_tower(folder, studies, settings, seed)
-    result = {"records": records, "mrm": mrm, "seconds": time.monotonic() - start}
+    result = {"settings": settings.of_preparation, "records": records, "mrm": mrm}
+    result["seconds"] = time.monotonic() - start
     write_json(result, folder / PREPARED_NAME)
     return result
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from eval.protocol import argument_errors
 from evidence.arms import ARMS, FAMILIES
 from evidence.measures import RECALLS
 from evidence.run import DECIDED, WORK
@@ -147,6 +148,7 @@ def render_results(work: Path, decided: Path) -> str:
     phantom, covid, sweep = (
         read(path) for path in (work / "phantom.json", work / "covid_cxr.json", decided / "sweep.json")
     )
+    _check_arms("phantom.json", phantom, ("adapters", "full", "frontal"))
     return _template("results_template.md.jinja").render(
         phantom=summarize(phantom),
         claims=claims(phantom),
@@ -160,6 +162,9 @@ def render_results(work: Path, decided: Path) -> str:
 def render_reasons(decided: Path) -> str:
     """`reasons.md`, of `reasons.json` and, if it is there, `reasons_longer.json` in `decided`."""
     usual, longer = (read(decided / name) for name in ("reasons.json", "reasons_longer.json"))
+    _check_arms("reasons.json", usual, ("full",))
+    if longer:
+        _check_arms("reasons_longer.json", longer, ("full",))
     return _template("reasons_template.md.jinja").render(
         usual=summarize(usual),
         against_full=against(usual, "full"),
@@ -167,6 +172,12 @@ def render_reasons(decided: Path) -> str:
         longer=summarize(longer) if longer else None,
         longer_against_full=against(longer, "full") if longer else None,
     )
+
+
+def _check_arms(name: str, results: dict[str, Any], needed: tuple[str, ...]) -> None:
+    arms = {run["arm"] for run in results["runs"]}
+    if missing := [arm for arm in needed if arm not in arms]:
+        raise ValueError(f"`{name}` must hold the arms {list(needed)}, got none of {missing}. Run them together.")
 
 
 def _template(name: str) -> jinja2.Template:
@@ -194,10 +205,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="file of the results (default: %(default)s)")
     args = parser.parse_args(argv)
     pages = {}
-    if (args.work / "phantom.json").is_file():
-        pages[args.output] = render_results(args.work, args.decided)
-    if (args.decided / "reasons.json").is_file():
-        pages[args.decided / "reasons.md"] = render_reasons(args.decided)
+    with argument_errors(parser):
+        if (args.work / "phantom.json").is_file():
+            pages[args.output] = render_results(args.work, args.decided)
+        if (args.decided / "reasons.json").is_file():
+            pages[args.decided / "reasons.md"] = render_reasons(args.decided)
     if not pages:
         parser.error(
             "`--work` must hold phantom.json or `--decided` reasons.json, which `python -m evidence.run` writes, got "

@@ -9,7 +9,7 @@
 
 Every job, a seed's preparation or one arm, runs alone on one thread of one of two worker processes. Results of a
 corpus lie in `runs/evidence/<corpus>.json`; what was learnt on the sweep's seeds in `evidence/*.json`, part of the
-repository.
+repository, unless `--arms`, `--seeds` or `--quick` make it a part: then in `runs/evidence` too.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def run_experiment(
         covid_root (`Path`, *optional*): folder of the COVID-19 collection.
         workers (`int`): processes.
         on_validation (`bool`): take `settings.validation_seeds`, and that split as the unseen studies.
-        reuse (`bool`): take the seeds that an earlier run prepared in `work`.
+        reuse (`bool`): take the seeds that an earlier run prepared in `work` with the same settings.
 
     Returns:
         `dict`: `corpus`, `settings`, `workers`, `seconds`, `prepared` (seed → what it took) and `runs`.
@@ -91,7 +91,7 @@ def learning_rate_of(arm: Arm, settings: Settings) -> float:
     return arm.learning_rate or settings.learning_rates[arm.family]
 
 
-def run_sweep(settings: Settings, work: Path, workers: int = 2) -> dict[str, Any]:
+def run_sweep(settings: Settings, work: Path, workers: int = 2, reuse: bool = False) -> dict[str, Any]:
     """
     Every learning rate of `settings.sweep`, on the validation split of `settings.validation_seeds`.
 
@@ -102,7 +102,7 @@ def run_sweep(settings: Settings, work: Path, workers: int = 2) -> dict[str, Any
     tried = [(FAMILIES[family], rate) for family, rates in settings.sweep.items() for rate in rates]
     plan = [
         (
-            (prepare_seed, "phantom", seed, settings, work, None),
+            (prepare_seed, "phantom", seed, settings, work, None, reuse),
             [(run_arm, "phantom", seed, arm, settings, work, rate, True) for arm, rate in tried],
         )
         for seed in seeds
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     settings, work = _settings(args), args.work
     if args.sweep:
-        write_json(run_sweep(settings, work, args.workers), _decided(args) / "sweep.json")
+        write_json(run_sweep(settings, work, args.workers, args.reuse), _decided(args) / "sweep.json")
         return
     if args.pretraining > 1:
         work = work / f"pretraining_{args.pretraining}"
@@ -183,7 +183,8 @@ def _output(args: argparse.Namespace) -> Path:
 
 
 def _decided(args: argparse.Namespace) -> Path:
-    return args.work if args.quick else DECIDED
+    # A part of the experiment does not take the place of the whole, which the repository keeps.
+    return args.work if args.quick or args.arms or args.seeds else DECIDED
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -199,10 +200,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     longer = "with `--reasons`: so many times the steps of pretraining of both towers (default: %(default)s)"
     parser.add_argument("--pretraining", type=positive_int, default=1, metavar="FACTOR", help=longer)
-    parser.add_argument("--reuse", action="store_true", help="take the seeds that a run like this prepared before")
-    parser.add_argument(
-        "--quick", action="store_true", help="two steps of everything, to try the path; all in `--work`"
-    )
+    parser.add_argument("--reuse", action="store_true", help="take seeds prepared before with these settings")
+    parser.add_argument("--quick", action="store_true", help="two steps of everything, to try the path")
     parser.add_argument("--work", type=Path, default=WORK, help="folder to write (default: %(default)s)")
     parser.add_argument("--workers", type=positive_int, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)

@@ -102,6 +102,13 @@ class Settings:
         return replace(self, text_encoder=text_encoder, mrm_steps=factor * self.mrm_steps)
 
     @property
+    def of_preparation(self) -> dict[str, Any]:
+        """Those that decide what the arms of a seed share, as JSON holds them."""
+        names = ("num_studies", "image_size", "vocab_size", "max_report_length", "text_encoder", "model")
+        names += ("mrm_batch_size", "mrm_steps", "mrm_learning_rate")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def target_size(self) -> int:
         """Side in pixels of the image to reconstruct."""
         return self.image_size // self.model["vision_config"]["patch_size"] * self.model["decoder_patch_size"]

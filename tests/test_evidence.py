@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -6,12 +8,12 @@ import torch
 
 from eval.prompts import load_prompts
 from evidence import jobs
+from evidence import run as run_module
 from evidence.arms import ARMS, COVID_ARMS, FAMILIES, LONGER_ARMS, PHANTOM_ARMS, REASON_ARMS
 from evidence.jobs import CORPORA, prepare_seed, run_arm
 from evidence.measures import RECALLS, measure
 from evidence.models import base_model, build_model
 from evidence.report import claims, compare, learnt_by_heart, main, render_results, summarize
-from evidence.run import main as run_command
 from evidence.run import run_experiment, run_sweep
 from evidence.settings import QUICK, STANDARD
 from evidence.studies import Studies, keep_frontals, load_studies
@@ -171,13 +173,43 @@ def test_report_without_any_result_says_what_it_needs(tmp_path, capsys):
     assert "`--work` must hold phantom.json" in capsys.readouterr().err
 
 
-def test_a_prepared_seed_is_taken_again_only_when_asked(work, monkeypatch):
-    made = []
+def test_report_names_the_arms_that_a_part_of_the_experiment_lacks(tmp_path, capsys):
+    (tmp_path / "reasons.json").write_text(json.dumps({"runs": [fake_run("adapters", 0, 0.2)]}))
+    with pytest.raises(SystemExit):
+        main(["--work", str(tmp_path), "--decided", str(tmp_path)])
+    assert "`reasons.json` must hold the arms ['full']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("part", "is_kept"), [([], True), (["--arms", "full"], False), (["--seeds", "1"], False)])
+def test_a_part_of_the_experiment_does_not_replace_the_figures_that_the_repository_keeps(part, is_kept, monkeypatch):
+    written = []
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # the command sets some for its workers
+    monkeypatch.setattr(run_module, "run_experiment", lambda *arguments: {"runs": [], "seconds": 0.0})
+    monkeypatch.setattr(run_module, "write_json", lambda results, path: written.append(path))
+    run_module.main(["--reasons", *part])
+    assert (written[0].parent == run_module.DECIDED) == is_kept
+
+
+def test_an_arm_trains_at_its_own_rate_and_with_slow_heads_where_it_says_so(work, monkeypatch):
+    given = []
+    monkeypatch.setattr(jobs, "train", lambda *arguments: given.append(arguments[-1]) or {}["trained"])
+    for arm in ("adapters", "slow_heads"):
+        with pytest.raises(KeyError, match="trained"):
+            run_arm("phantom", SEED, arm, QUICK, work, 1e-3)
+    assert given == [False, True]
+    assert [run_module.learning_rate_of(ARMS[arm], STANDARD) for arm in ("adapters", "wide")] == [1e-2, 3e-3]
+
+
+def test_a_prepared_seed_is_taken_again_only_when_asked_and_of_the_same_settings(work, monkeypatch, tmp_path):
+    copy, made = shutil.copytree(work, tmp_path / "copy"), []
     monkeypatch.setattr(jobs, "prepare_phantom", lambda *arguments: made.append(arguments) or {}["made again"])
-    assert prepare_seed("phantom", SEED, QUICK, work, None, reuse=True)["mrm"]["steps"] == QUICK.mrm_steps
+    assert prepare_seed("phantom", SEED, QUICK, copy, None, reuse=True)["mrm"]["steps"] == QUICK.mrm_steps
     assert not made
     with pytest.raises(KeyError, match="made again"):
-        prepare_seed("phantom", SEED, QUICK, work, None)
+        prepare_seed("phantom", SEED, replace(QUICK, mrm_steps=3), copy, None, reuse=True)
+    with pytest.raises(KeyError, match="made again"):
+        prepare_seed("phantom", SEED, QUICK, copy, None)
+    assert not (copy / f"phantom-{SEED}" / "prepared.json").exists()
 
 
 def test_longer_pretraining_lengthens_both_towers_and_nothing_else():
@@ -231,5 +263,5 @@ def test_every_family_of_arms_has_a_rate_and_a_sweep():
 )
 def test_command_names_what_is_missing_or_does_not_go_together(arguments, error, capsys):
     with pytest.raises(SystemExit) as stop:
-        run_command(arguments)
+        run_module.main(arguments)
     assert stop.value.code == 2 and error in capsys.readouterr().err

@@ -71,15 +71,20 @@ def count_flops(function: Callable[[], Any]) -> int:
 
 @torch.inference_mode()
 def matmul_peak(
-    dtype: torch.dtype, size: int = 2048, rounds: int = 5, clock: Callable[[], float] = time.perf_counter
+    dtype: torch.dtype,
+    size: int = 2048,
+    rounds: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+    device: str = "cpu",
 ) -> float:
-    """FLOPs per second of a large matrix product with the threads that torch has now, the best of `rounds`.
+    """FLOPs per second of a large matrix product, on a CPU with the threads that torch has now, the best of `rounds`.
 
     Call it between the rounds of what is measured against it, so that both see the same machine.
     """
-    left, right = torch.randn(2, size, size).to(dtype).unbind()
-    left @ right  # the first product also plans
-    return 2 * size**3 / min(time_call(lambda: left @ right, clock) for _ in range(rounds))
+    left, right = torch.randn(2, size, size, device=device).to(dtype).unbind()
+    product = synchronized(lambda: left @ right, device)
+    product()  # the first one also plans
+    return 2 * size**3 / min(time_call(product, clock) for _ in range(rounds))
 
 
 def utilisation(flops: int, seconds: float, peak: float) -> float:
@@ -94,6 +99,18 @@ def time_call(function: Callable[[], Any], clock: Callable[[], float] = time.per
     return clock() - start
 
 
+def synchronized(function: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """`function`, which now returns when the device is through with its work, for whoever takes the time."""
+
+    def run() -> Any:
+        result = function()
+        if device != "cpu":
+            torch.accelerator.synchronize()
+        return result
+
+    return run
+
+
 def cpu_features() -> list[str]:
     """The vector and matrix instructions of this CPU that decide its peak (Linux on x86)."""
     path = Path("/proc/cpuinfo")
@@ -101,4 +118,4 @@ def cpu_features() -> list[str]:
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in words]
 
 
-__all__ = ["count_flops", "cpu_features", "matmul_peak", "time_call", "utilisation"]
+__all__ = ["count_flops", "cpu_features", "matmul_peak", "synchronized", "time_call", "utilisation"]

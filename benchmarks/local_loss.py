@@ -2,9 +2,11 @@
 What does the local contrastive loss cost, forward and backward, against a plain loop over the reports?
 
 `python -m benchmarks.local_loss` prints JSON: the seconds of both, which take turns in one process (median of
-`--rounds`), and their ratio; how far values and gradients are apart; and the peak memory of both, each in a child
-process of its own without what was there before. Default sizes: 96 studies, 127 words, 196 patches, float32;
-with `--mean-words` the reports are evenly shorter and longer than that, the longest of `--num-words`.
+`--rounds`), and their ratio; how far values and gradients are apart; and the peak memory of both without what was
+there before, on a CPU each in a child process of its own. Default sizes: 96 studies, 127 words, 196 patches, float32;
+with `--mean-words` the reports are evenly shorter and longer than that, the longest of `--num-words`. `--dtype tf32`
+lets a GPU multiply float32 as TF32, and `bf16` gives bfloat16 embeddings under autocast, as training does; how far
+loss and gradients are from those of the loop in float32 is told for ours.
 On a machine that others use as well, `OMP_NUM_THREADS=1 … --processor-time` takes the time of the processor in place
 of the clock's.
 """
@@ -32,7 +34,8 @@ def make_inputs(args: argparse.Namespace) -> list[torch.Tensor]:
     """Words, patches and the three scales, whose gradients are asked for."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(args.num_studies, number, args.embedding_size) for number in (args.num_words, args.num_patches)]
-    embeds = [0.3 * torch.randn(shape, generator=generator) for shape in shapes]
+    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+    embeds = [0.3 * torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
     return [value.to(args.device).requires_grad_() for value in (*embeds, *torch.full((3,), 14.0))]
 
 
@@ -47,18 +50,21 @@ def make_word_mask(args: argparse.Namespace) -> torch.Tensor:
 def run_form(form: str, word_mask, words, patches, *scales) -> list[torch.Tensor]:
     """Loss and gradients of a form."""
     patch_mask = torch.ones(patches.shape[:2], dtype=torch.bool, device=words.device)
-    if form == "plain":
-        loss = plain_local_loss(words, word_mask, patches, *scales)
-    else:
-        loss = local_contrastive_loss(words, word_mask, patches, patch_mask, *scales)
+    with torch.autocast(words.device.type, torch.bfloat16, enabled=words.dtype == torch.bfloat16):
+        if form == "plain":
+            loss = plain_local_loss(words, word_mask, patches, *scales)
+        else:
+            loss = local_contrastive_loss(words, word_mask, patches, patch_mask, *scales)
     return [loss.detach(), *torch.autograd.grad(loss, (words, patches, *scales))]
 
 
 def differences(word_mask: torch.Tensor, inputs: list[torch.Tensor]) -> dict[str, float]:
-    """How far loss and gradients of both forms are apart, relative to the plain form's norm."""
+    """How far our loss and gradients are from the plain form's in float32, relative to the norm of those."""
     names = ("loss", "words", "patches", "attention_scale", "pooling_scale", "contrast_scale")
-    forms = run_form("plain", word_mask, *inputs), run_form("ours", word_mask, *inputs)
-    return {name: float((a - b).norm() / a.norm()) for name, a, b in zip(names, *forms, strict=True)}
+    ours = run_form("ours", word_mask, *inputs)
+    torch.set_float32_matmul_precision("highest")
+    plain = run_form("plain", word_mask, *(value.detach().float().requires_grad_() for value in inputs))
+    return {name: float((a - b).norm() / a.norm()) for name, a, b in zip(names, plain, ours, strict=True)}
 
 
 def peak_of(form: str, args: argparse.Namespace) -> int:
@@ -76,10 +82,12 @@ def peak_of(form: str, args: argparse.Namespace) -> int:
 
 
 def measure_peak(form: str, args: argparse.Namespace) -> int:
+    if args.device != "cpu":
+        return peak_of(form, args)
     given = {name: getattr(args, name) for name in (*SIZES, "mean_words") if getattr(args, name) is not None}
     sizes = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "benchmarks.local_loss", "--peak-of", form, "--device", args.device, *sizes]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-m", "benchmarks.local_loss", "--peak-of", form, "--dtype", args.dtype]
+    return json.loads(subprocess.run([*command, *sizes], check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
@@ -89,11 +97,13 @@ def main() -> None:
     parser.add_argument("--mean-words", type=int, help="at least half of `--num-words` (default: all of them)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after one to warm up")
     parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--dtype", choices=("fp32", "tf32", "bf16"), default="fp32", help="default: fp32")
     parser.add_argument("--processor-time", action="store_true", help="time of the processor, for one thread")
     parser.add_argument("--peak-of", choices=("plain", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.processor_time and torch.get_num_threads() > 1:
         parser.error("`--processor-time` needs one thread: set OMP_NUM_THREADS=1")
+    torch.set_float32_matmul_precision("high" if args.dtype == "tf32" else "highest")
     if args.peak_of:
         print(peak_of(args.peak_of, args))
         return
@@ -111,7 +121,9 @@ def main() -> None:
         for _ in range(1 + args.rounds)
     ][1:]
     result = {
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else args.device,
         "threads": torch.get_num_threads(),
+        "dtype": args.dtype,
         "plain_seconds": statistics.median(plain for plain, _ in times),
         "ours_seconds": statistics.median(ours for _, ours in times),
         "ratio": statistics.median(plain / ours for plain, ours in times),

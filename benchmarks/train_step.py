@@ -96,9 +96,10 @@ def build_step(form: str, model: AltaForPreTraining, batch: dict[str, torch.Tens
         cast_frozen_matrices(model, dtype)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
+    device = batch["input_ids"].device.type
 
     def step():
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = FORMS[form](model, batch)["loss"]
         loss.backward()
         optimizer.step()

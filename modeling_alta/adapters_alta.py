@@ -74,7 +74,7 @@ class ParallelAdapter(nn.Module):
         self.scale = scale
 
     def forward(self, *args) -> torch.Tensor:
-        return self.base(*args) + self.scale * self.adapter(args[-1])
+        return torch.add(self.base(*args), self.adapter(args[-1]), alpha=self.scale)
 
 
 def bottleneck(hidden_states: torch.Tensor, down: nn.Linear, up: nn.Linear) -> torch.Tensor:

@@ -70,7 +70,7 @@ class TextPacking:
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """`(total_tokens, …)` to `(num_texts, num_tokens, …)`, zeros where no token stands."""
-        padded = packed.new_zeros(self.mask.numel(), *packed.shape[1:]).index_copy(0, self.slots, packed)
+        padded = packed.new_zeros(self.mask.numel(), *packed.shape[1:]).index_copy_(0, self.slots, packed)
         return padded.unflatten(0, tuple(self.mask.shape))
 
 
@@ -99,7 +99,9 @@ def attend_one_by_one(query, key, value, packing, dropout):
 
 def attend_padded(query, key, value, packing, dropout):
     """Padding inside the attention only."""
-    states = [packing.unpack(states[0].transpose(0, 1)).transpose(1, 2) for states in (query, key, value)]  # (R,H,L,S)
+    # Not `states[0]`, whose gradient would be a copy into zeros.
+    rows = [states.squeeze(0).transpose(0, 1) for states in (query, key, value)]  # (T, H, S)
+    states = [packing.unpack(row).transpose(1, 2) for row in rows]  # (R, H, L, S)
     context = attend(*states, mask=packing.mask[:, None, None], dropout=dropout)
     return packing.pack(context.transpose(1, 2)).transpose(0, 1).unsqueeze(0)
 

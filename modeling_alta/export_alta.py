@@ -26,6 +26,7 @@ SHIPPED_FILES = (
     "configuration_alta.py",
     "dicom_alta.py",
     "fold_alta.py",
+    "fused_similarity_alta.py",
     "image_processing_alta.py",
     "losses_alta.py",
     "modeling_alta.py",

@@ -9,6 +9,15 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
+# `triton` is optional: without it GPUs take the way of the CPU.
+try:
+    from .fused_similarity_alta import FusedSimilarity, is_fusable
+except ImportError:
+
+    def is_fusable(words: torch.Tensor, patches: torch.Tensor) -> bool:
+        return False
+
+
 # Scores held at once: on a CPU a few that stay near its caches, else many for each of the fewer and larger kernels.
 CPU_BLOCK_SCORES = 2**18
 BLOCK_SCORES = 2**26
@@ -34,6 +43,9 @@ def local_similarity(
     Returns:
         `torch.Tensor` of shape `(num_reports, num_studies)`, in float32 at least.
     """
+    if is_fusable(word_embeds, patch_embeds):
+        words, patches = _counted_first(word_embeds, word_mask), _counted_first(patch_embeds, patch_mask)
+        return FusedSimilarity.apply(*words, *patches, attention_scale.float(), pooling_scale.float())
     dtype = torch.promote_types(word_embeds.dtype, torch.float32)
     words, word_counts, reports = _densest_first(word_embeds.to(dtype), word_mask)
     patches, patch_counts, studies = _densest_first(patch_embeds.to(dtype), patch_mask)
@@ -41,6 +53,12 @@ def local_similarity(
     with torch.autocast(words.device.type, enabled=False):
         similarity = _LocalSimilarity.apply(words, word_counts, patches, patch_counts, *scales)
     return similarity[reports.argsort()[:, None], studies.argsort()]
+
+
+def _counted_first(embeds: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """In every row the tokens that count first, in their order, and their number."""
+    tokens = mask.sort(dim=1, descending=True, stable=True).indices
+    return _take(embeds, tokens, torch.arange(len(embeds), device=embeds.device)), mask.sum(1, dtype=torch.int32)
 
 
 def _densest_first(embeds: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, list[int], torch.Tensor]:
@@ -52,8 +70,13 @@ def _densest_first(embeds: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tens
     """
     counts, rows = mask.sum(1).sort(descending=True, stable=True)
     tokens = mask[rows].sort(dim=1, descending=True, stable=True).indices[:, : max(1, int(counts[0]))]
-    places = tokens + mask.shape[1] * rows[:, None]
-    return embeds.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape), counts.tolist(), rows
+    return _take(embeds, tokens, rows), counts.tolist(), rows
+
+
+def _take(embeds: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Of each of the `rows` the tokens at the places in its line of `tokens`."""
+    places = tokens + embeds.shape[1] * rows[:, None]
+    return embeds.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
 class _LocalSimilarity(torch.autograd.Function):

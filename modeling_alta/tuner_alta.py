@@ -136,15 +136,16 @@ class AltaAdapterLayer(nn.Module, BaseTunerLayer):
             return hidden_states
         for name in self.active_adapters:
             if name in self.alta_adapter_down:
-                hidden_states = hidden_states + self._delta(name, args[-1] if self.is_parallel else hidden_states)
+                delta = self._delta(name, args[-1] if self.is_parallel else hidden_states).to(hidden_states.dtype)
+                scale = self.parallel_scale[name] if self.is_parallel else 1
+                hidden_states = torch.add(hidden_states, delta, alpha=scale)
         return hidden_states
 
     def _delta(self, name: str, hidden_states: torch.Tensor) -> torch.Tensor:
         down, up = self.alta_adapter_down[name], self.alta_adapter_up[name]
-        delta = bottleneck(self._cast_input_dtype(hidden_states, down.weight.dtype), down, up)
-        if self.is_parallel:
-            delta = self.parallel_scale[name] * delta
-        return delta.to(hidden_states.dtype)
+        if not torch.is_autocast_enabled(hidden_states.device.type):  # which casts them itself, to its own dtype
+            hidden_states = self._cast_input_dtype(hidden_states, down.weight.dtype)
+        return bottleneck(hidden_states, down, up)
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None

@@ -265,7 +265,7 @@ def removed_patches(ids_restore: torch.Tensor, num_kept: int) -> torch.Tensor:
 def unpack_views(packed: torch.Tensor, slots: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Put packed views `(num_computed, …)` back into `(batch_size, num_views, …)`, zeros elsewhere."""
     if len(slots) < shape.numel():
-        packed = packed.new_zeros(shape.numel(), *packed.shape[1:]).index_copy(0, slots, packed)
+        packed = packed.new_zeros(shape.numel(), *packed.shape[1:]).index_copy_(0, slots, packed)
     return packed.unflatten(0, tuple(shape))
 
 

@@ -1,0 +1,90 @@
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from modeling_alta import similarity_alta
+from modeling_alta.similarity_alta import local_similarity
+
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+SCALES = torch.tensor([14.0, 9.0])
+
+
+def make_inputs(dtype=torch.float32, num_words=21, num_patches=70, size=16):
+    """Words of three reports and patches of four studies, those that count first, and their numbers."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randn(3, num_words, size, generator=generator).to(dtype)
+    patches = torch.randn(4, num_patches, size, generator=generator).to(dtype)
+    word_counts = torch.tensor([num_words, 5, 1], dtype=torch.int32)
+    patch_counts = torch.tensor([num_patches, 33, 64, 1], dtype=torch.int32)
+    return words, word_counts, patches, patch_counts
+
+
+def expected(words, word_counts, patches, patch_counts, gradient):
+    """Similarity and gradients by the way that every device can take, in float64."""
+    trained = [value.double().requires_grad_() for value in (words, patches, *SCALES)]
+    word_mask = torch.arange(words.shape[1]) < word_counts[:, None].cpu()
+    patch_mask = torch.arange(patches.shape[1]) < patch_counts[:, None].cpu()
+    similarity = local_similarity(trained[0], word_mask, trained[1], patch_mask, *trained[2:])
+    words, patches, *scales = torch.autograd.grad(similarity, trained, gradient.double())
+    return similarity.detach(), words, patches, torch.stack(scales)
+
+
+def relative_differences(values, others):
+    return [float((a.double().cpu() - b).norm() / b.norm()) for a, b in zip(values, others, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory):
+    """What the kernels give for `make_inputs` in a dtype, and what they should."""
+
+    def run(dtype):
+        folder = tmp_path_factory.mktemp("fused")
+        inputs, gradient = make_inputs(dtype), torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+        torch.save(((*inputs, *SCALES), gradient), folder / "inputs.pt")
+        command = [sys.executable, "tests/run_fused_similarity.py", folder / "inputs.pt", folder / "outputs.pt"]
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+        return torch.load(folder / "outputs.pt"), expected(*inputs, gradient)
+
+    return run
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+def test_kernels_give_the_similarity_and_gradients_of_the_definition(interpreted):
+    assert max(relative_differences(*interpreted(torch.float32))) < 1e-5
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+def test_kernels_add_no_more_error_than_half_precision_has(interpreted):
+    similarity, words, patches, _ = relative_differences(*interpreted(torch.float16))
+    assert similarity < 1e-4 and max(words, patches) < 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("num_words", "num_patches"), [(127, 392), (40, 98)])
+def test_on_a_gpu_bfloat16_embeddings_take_the_kernels_and_stay_near_float64(num_words, num_patches):
+    words, word_counts, patches, patch_counts = make_inputs(torch.bfloat16, num_words, num_patches, size=128)
+    gradient = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    trained = [value.cuda().requires_grad_() for value in (0.3 * words, 0.3 * patches, *SCALES)]
+    word_mask = (torch.arange(num_words) < word_counts[:, None]).cuda()
+    patch_mask = (torch.arange(num_patches) < patch_counts[:, None]).cuda()
+    assert similarity_alta.is_fusable(*trained[:2])
+    similarity = local_similarity(trained[0], word_mask, trained[1], patch_mask, *trained[2:])
+    given = torch.autograd.grad(similarity, trained, gradient.cuda())
+    values = similarity.detach(), *given[:2], torch.stack(given[2:])
+    differences = relative_differences(
+        values, expected(trained[0].cpu().detach(), word_counts, trained[1].cpu().detach(), patch_counts, gradient)
+    )
+    assert differences[0] < 1e-3 and max(differences[1:]) < 1e-2
+
+
+def test_float32_and_processors_keep_the_way_that_every_device_can_take():
+    words, _, patches, _ = make_inputs(torch.bfloat16)
+    assert not similarity_alta.is_fusable(words, patches)
+    assert not similarity_alta.is_fusable(words.float().to("meta"), patches.float().to("meta"))

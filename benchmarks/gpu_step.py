@@ -11,12 +11,12 @@ there; `plain` is the plain form of the same model, `ours` what a recipe with `m
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
-from torch._dynamo.utils import counters
 
 from benchmarks.flops import count_flops, matmul_peak, synchronized, time_call, utilisation
 from benchmarks.train_step import build_model, build_step, make_batch
@@ -81,12 +81,8 @@ def measure_sizes(args: argparse.Namespace) -> list[dict[str, Any]]:
                 rows.append({"form": form, "num_studies": num_studies, "out_of_memory": True})
                 forms.remove(form)
             torch.cuda.empty_cache()
-            print_row(rows[-1])
+            print(json.dumps(rows[-1]), file=sys.stderr)  # at once: a run may be cut off
     return rows
-
-
-def print_row(row: dict[str, Any]) -> None:
-    print(json.dumps({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}), flush=True)
 
 
 def main() -> None:
@@ -102,9 +98,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("needs a GPU, and torch finds none here: `python -m benchmarks.train_step` measures on CPUs")
     set_product_precision("bf16", "cuda")
-    rows = measure_sizes(args)
-    recompiled = sum(counters["recompile"].values())
-    print(json.dumps({"device": torch.cuda.get_device_name(), "recompiled": recompiled, "steps": rows}, indent=2))
+    versions = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    print(json.dumps(versions | {"steps": measure_sizes(args)}, indent=2))
 
 
 if __name__ == "__main__":

@@ -270,6 +270,7 @@ def _patches_kernel(
         of_words, of_context, of_pooling = _context_backward(word, context, is_word, pooling, given)
         of_context = of_context.to(word.dtype)
         mean_gradient = tl.sum(of_context.to(tl.float32) * context, 1)
+        tl.debug_barrier()  # a thread may load below what another one stored for the report before
         for start in range(0, count, PATCHES):
             patch = _load_patches(patches, study, start, num_patches, count, SIZE, PATCHES)
             is_patch = start + tl.arange(0, PATCHES) < count

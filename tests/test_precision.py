@@ -19,6 +19,19 @@ class Float16OnCpu(accelerate.Accelerator):
         self.scaler = torch.amp.GradScaler("cpu", init_scale=self.init_scale)
 
 
+@pytest.mark.parametrize(
+    ("mixed_precision", "device_type", "expected"),
+    [("no", "cuda", ["highest"]), ("bf16", "cuda", ["high"]), ("fp16", "cuda", ["high"]), ("bf16", "cpu", [])],
+)
+def test_a_gpu_multiplies_float32_as_tf32_beside_a_half_precision_only(
+    monkeypatch, mixed_precision, device_type, expected
+):
+    chosen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    build.set_product_precision(mixed_precision, device_type)
+    assert chosen == expected
+
+
 HALF = {"mixed_precision": "fp16", "num_epochs": 1, "warmup_epochs": 0}
 
 

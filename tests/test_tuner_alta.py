@@ -190,6 +190,13 @@ def test_adapters_of_a_bfloat16_base_train_in_float32(tiny_base):
     assert model.base_model.model.get_image_features(pixels, batch["view_mask"]).dtype == torch.bfloat16
 
 
+def test_under_autocast_an_adapter_gives_bit_for_bit_what_it_gives_inside_a_full_model(trained):
+    with torch.autocast("cpu", torch.bfloat16):
+        apart = logits(trained)
+        inside = logits(trained.merge_and_unload())
+    assert torch.equal(apart, inside)
+
+
 def test_adapter_config_is_json_and_names_its_type(trained, tmp_path):
     trained.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())

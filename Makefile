@@ -13,7 +13,7 @@ evidence: $(VENV)/demo
 	$(BIN)/python -m evidence.report
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """One training step of `AltaForPreTraining` in each process of a distributed run, on its half of a batch of eight.
 
-Arguments: folder for `result.pt`, and `missing_views`. The halves are padded to different lengths.
+Arguments: folder for `<missing_views>.pt`, and values of `missing_views`. The halves are padded to different lengths.
 """
 
 import sys
@@ -26,8 +26,7 @@ def my_half(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return half
 
 
-def main(folder: str, missing_views: str) -> None:
-    dist.init_process_group("gloo")
+def step(folder: str, missing_views: str) -> None:
     torch.manual_seed(0)
     model = AltaForPreTraining(make_config(missing_views=missing_views)).eval()
     model.freeze_pretrained()
@@ -40,9 +39,11 @@ def main(folder: str, missing_views: str) -> None:
         loss /= dist.get_world_size()
     gradients = {name: p.grad for name, p in model.module.named_parameters() if p.grad is not None}
     if dist.get_rank() == 0:
-        torch.save({"losses": losses, "gradients": gradients}, Path(folder) / "result.pt")
-    dist.destroy_process_group()
+        torch.save({"losses": losses, "gradients": gradients}, Path(folder) / f"{missing_views}.pt")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    dist.init_process_group("gloo")
+    for missing_views in sys.argv[2:]:
+        step(sys.argv[1], missing_views)
+    dist.destroy_process_group()

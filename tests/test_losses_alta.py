@@ -138,19 +138,26 @@ def test_report_loss_is_the_mean_over_masked_tokens_and_zero_without_any():
     assert masked_report_loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)) == 0
 
 
-@pytest.mark.parametrize("missing_views", ["token", "skip"])
-def test_two_processes_of_four_studies_train_as_one_of_eight(tmp_path, missing_views):
-    script = [ROOT / "tests" / "run_losses_in_processes.py", tmp_path, missing_views]
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory):
+    """Losses and gradients of two processes with four studies each, by `missing_views`."""
+    folder = tmp_path_factory.mktemp("processes")
+    script = [ROOT / "tests" / "run_losses_in_processes.py", folder, "token", "skip"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run([*launcher, *script], capture_output=True, text=True, timeout=240, env=environment)
     assert result.returncode == 0, result.stderr
+    return {name: torch.load(folder / f"{name}.pt") for name in ("token", "skip")}
+
+
+@pytest.mark.parametrize("missing_views", ["token", "skip"])
+def test_two_processes_of_four_studies_train_as_one_of_eight(of_two_processes, missing_views):
     torch.manual_seed(0)
     model = AltaForPreTraining(make_config(missing_views=missing_views)).eval()
     model.freeze_pretrained()
     output = randomise(model)(**make_batch(8))
     output.loss.backward()
-    got = torch.load(tmp_path / "result.pt")
+    got = of_two_processes[missing_views]
     for name, loss in got["losses"].items():
         torch.testing.assert_close(loss, output[name].detach(), rtol=1e-5, atol=1e-6)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -74,7 +74,7 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
 
 def set_product_precision(mixed_precision: str, device_type: str) -> None:
     """Let a GPU multiply float32 as TF32 beside a half precision: what is left in float32 then, the contrastive
-    losses, starts from embeddings in that half precision, which TF32 holds exactly."""
+    losses, starts from what was computed in that half precision, of which TF32 keeps every digit."""
     if device_type == "cuda":
         torch.set_float32_matmul_precision("highest" if mixed_precision == "no" else "high")
 

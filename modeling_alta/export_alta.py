@@ -22,6 +22,7 @@ from .processing_alta import AltaProcessor
 SHIPPED_FILES = (
     "adapters_alta.py",
     "attention_alta.py",
+    "blockwise_similarity_alta.py",
     "classification_alta.py",
     "configuration_alta.py",
     "dicom_alta.py",

@@ -11,6 +11,8 @@ Axes: R reports, B studies, L words, N patches, E embedding size.
 import torch
 from torch.autograd.function import once_differentiable
 
+from .vision_alta import take_tokens
+
 
 # In a `try` block the Hub's import check does not count `triton` as a requirement.
 try:
@@ -43,7 +45,26 @@ def _shared_memory(device: torch.device) -> int:
     return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
 
 
-class FusedSimilarity(torch.autograd.Function):
+def fused_similarity(
+    word_embeds: torch.Tensor,
+    word_mask: torch.Tensor,
+    patch_embeds: torch.Tensor,
+    patch_mask: torch.Tensor,
+    attention_scale: torch.Tensor,
+    pooling_scale: torch.Tensor,
+) -> torch.Tensor:
+    """What `local_similarity` gives, whose arguments these are, for embeddings that `is_fusable` takes; in float32."""
+    words, patches = _counted_first(word_embeds, word_mask), _counted_first(patch_embeds, patch_mask)
+    return _FusedSimilarity.apply(*words, *patches, attention_scale.float(), pooling_scale.float())
+
+
+def _counted_first(embeds: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """In every row the tokens that count first, in their order, and their number."""
+    order = mask.sort(dim=1, descending=True, stable=True).indices
+    return take_tokens(embeds, order), mask.sum(1, dtype=torch.int32)
+
+
+class _FusedSimilarity(torch.autograd.Function):
     """`similarity_forward`, whose backward pass computes all of it again."""
 
     @staticmethod
@@ -286,4 +307,4 @@ def _patches_kernel(
             tl.store(patch_parts + places, kept + added, mask=is_patch[None, :])
 
 
-__all__ = ["FusedSimilarity", "is_fusable", "similarity_backward", "similarity_forward"]
+__all__ = ["fused_similarity", "is_fusable", "similarity_backward", "similarity_forward"]

@@ -1,26 +1,24 @@
-"""Word-to-patch similarity of every report to every study, in memory that does not grow with the batch.
+"""Word-to-patch similarity of every report to every study, in memory that does not grow with the batch."""
 
-Axes: R reports and B studies, C and G of them in a block, L words, N patches, E embedding size.
-"""
-
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
-from torch.autograd.function import once_differentiable
+
+from .blockwise_similarity_alta import blockwise_similarity
 
 
-# `triton` is optional: without it GPUs take the way of the CPU.
+# `triton` is optional: without it GPUs take the way of every device.
 try:
-    from .fused_similarity_alta import FusedSimilarity, is_fusable
+    from .fused_similarity_alta import fused_similarity, is_fusable
 except ImportError:
 
     def is_fusable(words: torch.Tensor, patches: torch.Tensor) -> bool:
         return False
 
 
-# Scores held at once: on a CPU a few that stay near its caches, else many for each of the fewer and larger kernels.
-CPU_BLOCK_SCORES = 2**18
-BLOCK_SCORES = 2**26
+KERNEL_TOLERANCE = 0.03  # relative; bfloat16 makes a tenth of it
 
 
 def local_similarity(
@@ -33,6 +31,8 @@ def local_similarity(
 ) -> torch.Tensor:
     """Similarity of every report to every study: `log Σ_words exp(pooling_scale * cos(word, context))`.
 
+    In bfloat16 a GPU takes kernels of its own, once they have shown in this process that they give what they should.
+
     Args:
         word_embeds (`torch.Tensor` of shape `(num_reports, num_words, embedding_size)`).
         word_mask (`torch.BoolTensor` of shape `(num_reports, num_words)`): `True` where a word stands.
@@ -43,137 +43,50 @@ def local_similarity(
     Returns:
         `torch.Tensor` of shape `(num_reports, num_studies)`, in float32 at least.
     """
-    if is_fusable(word_embeds, patch_embeds):
-        words, patches = _counted_first(word_embeds, word_mask), _counted_first(patch_embeds, patch_mask)
-        return FusedSimilarity.apply(*words, *patches, attention_scale.float(), pooling_scale.float())
-    dtype = torch.promote_types(word_embeds.dtype, torch.float32)
-    words, word_counts, reports = _densest_first(word_embeds.to(dtype), word_mask)
-    patches, patch_counts, studies = _densest_first(patch_embeds.to(dtype), patch_mask)
-    scales = attention_scale.to(dtype), pooling_scale.to(dtype)
-    with torch.autocast(words.device.type, enabled=False):
-        similarity = _LocalSimilarity.apply(words, word_counts, patches, patch_counts, *scales)
-    return similarity[reports.argsort()[:, None], studies.argsort()]
+    is_fused = is_fusable(word_embeds, patch_embeds) and _is_trusted(word_embeds.device, *word_embeds.shape[1:])
+    similarity = fused_similarity if is_fused else blockwise_similarity
+    return similarity(word_embeds, word_mask, patch_embeds, patch_mask, attention_scale, pooling_scale)
 
 
-def _counted_first(embeds: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """In every row the tokens that count first, in their order, and their number."""
-    tokens = mask.sort(dim=1, descending=True, stable=True).indices
-    return _take(embeds, tokens, torch.arange(len(embeds), device=embeds.device)), mask.sum(1, dtype=torch.int32)
+def _is_trusted(device: torch.device, num_words: int, size: int) -> bool:
+    # The kernels hold a power of two of words, and each has a form of its own.
+    return _try_kernels(device, 1 << (num_words - 1).bit_length(), size)
 
 
-def _densest_first(embeds: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, list[int], torch.Tensor]:
-    """Rows with most counting tokens first, and in each row the tokens that count first, in their order.
-
-    Returns:
-        the embeddings without the columns in which nothing counts, the counting tokens of every row, and the rows'
-        order.
-    """
-    counts, rows = mask.sum(1).sort(descending=True, stable=True)
-    tokens = mask[rows].sort(dim=1, descending=True, stable=True).indices[:, : max(1, int(counts[0]))]
-    return _take(embeds, tokens, rows), counts.tolist(), rows
-
-
-def _take(embeds: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Of each of the `rows` the tokens at the places in its line of `tokens`."""
-    places = tokens + embeds.shape[1] * rows[:, None]
-    return embeds.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
+@lru_cache
+def _try_kernels(device: torch.device, num_words: int, size: int) -> bool:
+    """Whether the kernels run on a device and give what every device can compute; a warning if not."""
+    try:
+        difference = _kernel_difference(device, num_words, size)
+    except Exception as error:  # of a compiler that is missing, a driver, or too little memory on the chip
+        failure = f"fail: {error}"
+    else:
+        if difference <= KERNEL_TOLERANCE:
+            return True
+        failure = f"are off by {difference:.2g}"
+    warnings.warn(f"The local loss is slower than it could be on {device}: its kernels {failure}", stacklevel=2)
+    return False
 
 
-class _LocalSimilarity(torch.autograd.Function):
-    """Keeps its inputs only: the backward pass computes each block again."""
+def _kernel_difference(device: torch.device, num_words: int, size: int) -> float:
+    """Largest relative difference of the similarity and its gradients, on made embeddings: 40 reports and studies, so
+    many that a program of the kernels goes through several."""
+    generator = torch.Generator().manual_seed(0)
+    embeds = [0.3 * torch.randn(40, number, size, generator=generator) for number in (num_words, 99)]
+    masks = [(torch.rand(value.shape[:2], generator=generator) < 0.9).to(device) for value in embeds]
+    for mask in masks:
+        mask[:, 0] = True
+    gradient = torch.randn(40, 40, generator=generator).to(device)
 
-    @staticmethod
-    def forward(ctx, words, word_counts, patches, patch_counts, attention_scale, pooling_scale):
-        ctx.save_for_backward(words, patches, attention_scale, pooling_scale)
-        ctx.counts = word_counts, patch_counts
-        similarity = words.new_empty(len(words), len(patches))
-        for rows, columns in _blocks(words, patches):
-            block = *_trim(words, word_counts, rows), *_trim(patches, patch_counts, columns)
-            *_, context = _attend(*block, attention_scale)
-            cosine = _mask_words(_cosine(block[0], context)[0], block[1])
-            similarity[rows, columns] = (pooling_scale * cosine).logsumexp(2).T
-        return similarity
+    def run(similarity_of: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        words, patches = (value.to(device, torch.bfloat16).requires_grad_() for value in embeds)
+        scales = [torch.tensor(14.0, device=device, requires_grad=True) for _ in range(2)]
+        similarity = similarity_of(words, masks[0], patches, masks[1], *scales)
+        return [similarity.detach(), *torch.autograd.grad(similarity, [words, patches, *scales], gradient)]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        words, patches, attention_scale, pooling_scale = ctx.saved_tensors
-        word_counts, patch_counts = ctx.counts
-        word_gradient, patch_gradient = torch.zeros_like(words), torch.zeros_like(patches)
-        scale_gradients = words.new_zeros(2)
-        for rows, columns in _blocks(words, patches):
-            block = *_trim(words, word_counts, rows), *_trim(patches, patch_counts, columns)
-            given = _block_backward(*block, attention_scale, pooling_scale, gradient[rows, columns].T)
-            word_gradient[rows, : given[0].shape[1]] += given[0]
-            patch_gradient[columns, : given[1].shape[1]] += given[1]
-            scale_gradients += given[2]
-        return word_gradient, None, patch_gradient, None, *scale_gradients.unbind()
-
-
-def _blocks(words: torch.Tensor, patches: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-    limit = CPU_BLOCK_SCORES if words.device.type == "cpu" else BLOCK_SCORES
-    pairs = max(1, limit // max(1, words.shape[1] * patches.shape[1]))
-    num_studies = max(1, min(len(patches), pairs))
-    num_reports = max(1, pairs // num_studies)
-    for row in range(0, len(words), num_reports):
-        for column in range(0, len(patches), num_studies):
-            yield slice(row, row + num_reports), slice(column, column + num_studies)
-
-
-def _trim(embeds: torch.Tensor, counts: list[int], rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Rows as long as the first, which is the longest of them, and a mask of what counts; none if all does."""
-    counts = counts[rows]
-    longest = counts[0]
-    if longest == counts[-1]:
-        return embeds[rows, :longest], None
-    is_counted = torch.arange(longest) < torch.tensor(counts)[:, None]
-    return embeds[rows, :longest], is_counted.to(embeds.device, non_blocking=True)
-
-
-def _mask_words(values: torch.Tensor, word_mask: torch.Tensor | None) -> torch.Tensor:
-    return values if word_mask is None else values.masked_fill_(~word_mask, -torch.inf)
-
-
-def _attend(words, word_mask, patches, patch_mask, attention_scale):
-    """Attention of patches to words and words to patches `(G, N, C, L)`, and the words' contexts `(G, C, L, E)`."""
-    scores = _mask_words((patches @ words.flatten(0, 1).T).unflatten(2, words.shape[:2]), word_mask)
-    # Softmax twice: first each patch over the words, then each word over the patches.
-    to_words = scores.softmax(3)
-    scores = torch.mul(to_words, attention_scale, out=scores)
-    if patch_mask is not None:
-        scores.masked_fill_(~patch_mask[:, :, None, None], -torch.inf)
-    to_patches = scores.softmax(1)
-    context = to_patches.flatten(2).mT @ patches
-    return to_words, to_patches, context.unflatten(1, words.shape[:2])
-
-
-def _cosine(words, context):
-    """Cosines `(G, C, L)` of words and contexts; words and contexts at unit length, with the lengths they had."""
-    word_norm = words.norm(dim=2, keepdim=True).clamp_min(1e-8)
-    context_norm = context.norm(dim=3, keepdim=True).clamp_min(1e-8)
-    unit_words, unit_context = words / word_norm, context / context_norm
-    return (unit_words * unit_context).sum(3), (unit_words, word_norm), (unit_context, context_norm)
-
-
-def _block_backward(words, word_mask, patches, patch_mask, attention_scale, pooling_scale, gradient):
-    to_words, to_patches, context = _attend(words, word_mask, patches, patch_mask, attention_scale)
-    cosine, (unit_words, word_norm), (unit_context, context_norm) = _cosine(words, context)
-    pooled = _mask_words(pooling_scale * cosine, word_mask).softmax(2) * gradient.unsqueeze(2)
-    pooling_gradient = (pooled * cosine).sum()
-    pooled, cosine = (pooling_scale * pooled).unsqueeze(3), cosine.unsqueeze(3)
-    word_gradient = (pooled * (unit_context - cosine * unit_words)).sum(0) / word_norm
-    context_gradient = pooled * (unit_words - cosine * unit_context) / context_norm  # (G, C, L, E)
-    mean_gradient = (context_gradient * context).sum(3).unsqueeze(1)  # that the softmax over patches takes off
-    context_gradient = context_gradient.flatten(1, 2)
-    patch_gradient = to_patches.flatten(2) @ context_gradient
-    gradients = (patches @ context_gradient.mT).unflatten(2, words.shape[:2])  # (G, N, C, L)
-    gradients.sub_(mean_gradient).mul_(to_patches).mul_(to_words)
-    sums = gradients.sum(3, keepdim=True)
-    gradients.addcmul_(to_words, sums, value=-1).mul_(attention_scale)
-    gradients = gradients.flatten(2)
-    word_gradient += (gradients.flatten(0, 1).T @ patches.flatten(0, 1)).unflatten(0, words.shape[:2])
-    patch_gradient += gradients @ words.flatten(0, 1)
-    return word_gradient, patch_gradient, torch.stack([sums.sum(), pooling_gradient])
+    with torch.enable_grad():
+        results = zip(run(fused_similarity), run(blockwise_similarity), strict=True)
+    return max(float((ours.float() - other.float()).norm() / other.float().norm()) for ours, other in results)
 
 
 __all__ = ["local_similarity"]

@@ -8,6 +8,7 @@ import torch
 from conftest import ROOT
 
 from modeling_alta import similarity_alta
+from modeling_alta.blockwise_similarity_alta import blockwise_similarity
 from modeling_alta.similarity_alta import local_similarity
 
 
@@ -81,6 +82,7 @@ def test_on_a_gpu_bfloat16_embeddings_take_the_kernels_and_stay_near_float64(num
     word_mask = (torch.arange(num_words) < word_counts[:, None]).cuda()
     patch_mask = (torch.arange(num_patches) < patch_counts[:, None]).cuda()
     assert similarity_alta.is_fusable(*trained[:2])
+    assert similarity_alta._is_trusted(trained[0].device, *trained[0].shape[1:])
     similarity = local_similarity(trained[0], word_mask, trained[1], patch_mask, *trained[2:])
     given = torch.autograd.grad(similarity, trained, gradient.cuda())
     values = similarity.detach(), *given[:2], torch.stack(given[2:])
@@ -94,3 +96,66 @@ def test_float32_and_processors_keep_the_way_that_every_device_can_take():
     words, _, patches, _ = make_inputs(torch.bfloat16)
     assert not similarity_alta.is_fusable(words, patches)
     assert not similarity_alta.is_fusable(words.float().to("meta"), patches.float().to("meta"))
+
+
+@pytest.fixture
+def take_kernels(monkeypatch):
+    """Stand-ins for the kernels, which `local_similarity` then takes on the CPU as well, if it trusts them."""
+
+    def put(kernels):
+        monkeypatch.setattr(similarity_alta, "is_fusable", lambda words, patches: True)
+        monkeypatch.setattr(similarity_alta, "fused_similarity", kernels, raising=False)
+        similarity_alta._try_kernels.cache_clear()
+
+    yield put
+    similarity_alta._try_kernels.cache_clear()
+
+
+def similarity_of_ones():
+    words, patches = torch.ones(2, 3, 16), torch.ones(2, 5, 16)
+    masks = [torch.ones(value.shape[:2], dtype=torch.bool) for value in (words, patches)]
+    return local_similarity(words, masks[0], patches, masks[1], *SCALES)
+
+
+def test_kernels_that_give_what_they_should_are_tried_once_and_taken(take_kernels):
+    calls = []
+
+    def kernels(*arguments):
+        calls.append(arguments)
+        return blockwise_similarity(*arguments)
+
+    take_kernels(kernels)
+    similarity_of_ones()
+    similarity_of_ones()
+    assert [len(words) for words, *_ in calls] == [40, 2, 2]
+
+
+def kernels_with_a_wrong_gradient(words, *arguments):
+    return blockwise_similarity(words + 0.1 * (words - words.detach()), *arguments)
+
+
+def kernels_that_do_not_run(*arguments):
+    raise RuntimeError("Failed to find C compiler.")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "message"),
+    [(kernels_with_a_wrong_gradient, "are off by 0.1"), (kernels_that_do_not_run, "fail: Failed to find C compiler.")],
+)
+def test_kernels_that_cannot_be_trusted_are_left_out_with_one_warning(take_kernels, kernels, message):
+    expected = similarity_of_ones()
+    take_kernels(kernels)
+    with pytest.warns(UserWarning, match=message) as warned:
+        assert torch.equal(similarity_of_ones(), expected)
+        assert torch.equal(similarity_of_ones(), expected)
+    assert len(warned) == 1
+
+
+def test_without_triton_the_similarity_takes_the_way_of_every_device(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "modeling_alta.fused_similarity_alta", raising=False)
+    spec = importlib.util.spec_from_file_location("modeling_alta.similarity_again", similarity_alta.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    words, _, patches, _ = make_inputs(torch.bfloat16)
+    assert not hasattr(module, "fused_similarity") and not module.is_fusable(words, patches)

@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT, make_batch, make_config, randomise
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from modeling_alta import AltaForPreTraining, similarity_alta
+from modeling_alta import AltaForPreTraining, blockwise_similarity_alta
 from modeling_alta.losses_alta import (
     global_contrastive_loss,
     image_reconstruction_loss,
@@ -54,7 +54,7 @@ def test_local_similarity_is_its_definition_word_by_word():
 def test_gradients_of_the_local_similarity_are_those_of_its_definition_in_blocks_of_any_size(
     monkeypatch, block_scores
 ):
-    monkeypatch.setattr(similarity_alta, "CPU_BLOCK_SCORES", block_scores)
+    monkeypatch.setattr(blockwise_similarity_alta, "CPU_BLOCK_SCORES", block_scores)
     words, word_mask, patches, patch_mask = local_inputs()
     results = []
     for similarity_of in (local_similarity, similarity_by_loop):
@@ -67,7 +67,7 @@ def test_gradients_of_the_local_similarity_are_those_of_its_definition_in_blocks
 
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_gradients_of_the_local_similarity_are_its_slopes(monkeypatch, is_masked):
-    monkeypatch.setattr(similarity_alta, "CPU_BLOCK_SCORES", 40)
+    monkeypatch.setattr(blockwise_similarity_alta, "CPU_BLOCK_SCORES", 40)
     words, word_mask, patches, patch_mask = local_inputs()
     word_mask, patch_mask = word_mask | (not is_masked), patch_mask | (not is_masked)
     trained = [value.double().requires_grad_() for value in (words, patches, *SCALES[:2])]

@@ -203,12 +203,34 @@ def _context_backward(word, context, is_word, pooling_scale, gradient):
 
 
 @triton.jit
-def _scores_backward(to_words, to_patches, context_gradient, mean_gradient, patch, scale):
-    """Gradients at the scores `(L, N)`, and of every patch `(N,)` what it adds to the gradient at the scale."""
-    gradients = to_patches * (tl.dot(context_gradient, patch) - mean_gradient[:, None])
-    weighted = gradients * to_words
+def _pair_backward(
+    word, is_word, patches, study, num_patches, count, scale, pooling_scale, gradient,
+    WORDS: tl.constexpr, SIZE: tl.constexpr, PATCHES: tl.constexpr,
+):  # fmt: skip
+    """What a pair gives before its patches are gone through: gradients at words and pooling scale, at the contexts in
+    the dtype of the words, and of the softmax over the patches the mean gradients, maxima and sums."""
+    context, highest, total = _attend(word, is_word, patches, study, num_patches, count, scale, WORDS, SIZE, PATCHES)
+    of_words, of_context, of_pooling = _context_backward(word, context, is_word, pooling_scale, gradient)
+    of_context = of_context.to(word.dtype)
+    mean_gradient = tl.sum(of_context.to(tl.float32) * context, 1)
+    return of_words, of_pooling, of_context, mean_gradient, highest, total
+
+
+@triton.jit
+def _patch_backward(
+    word, is_word, patches, study, start, num_patches, count, scale, of_context, mean_gradient, highest, total,
+    SIZE: tl.constexpr, PATCHES: tl.constexpr,
+):  # fmt: skip
+    """Some patches `(E, N)`, the softmax over the patches and the gradients at the scores, both `(L, N)`, and what a
+    patch adds to the gradient at the attention scale `(N,)`."""
+    patch = _load_patches(patches, study, start, num_patches, count, SIZE, PATCHES)
+    is_patch = start + tl.arange(0, PATCHES) < count
+    to_words = _to_words(word, patch, is_word)
+    to_patches = tl.exp(scale * to_words - highest[:, None]) / total[:, None]
+    to_patches = tl.where(is_patch[None, :], to_patches, 0.0)
+    weighted = to_patches * (tl.dot(of_context, patch) - mean_gradient[:, None]) * to_words
     sums = tl.sum(weighted, 0)
-    return scale * (weighted - to_words * sums[None, :]), sums
+    return patch, to_patches, scale * (weighted - to_words * sums[None, :]), sums
 
 
 @triton.jit
@@ -246,21 +268,16 @@ def _words_kernel(
     for study in range(split, num_studies, num_splits):
         count = tl.load(patch_counts + study)
         given = tl.load(gradient + report * num_studies + study)
-        context, highest, total = _attend(
-            word, is_word, patches, study, num_patches, count, scale, WORDS, SIZE, PATCHES
+        of_words, of_pooling, of_context, mean_gradient, highest, total = _pair_backward(
+            word, is_word, patches, study, num_patches, count, scale, pooling, given, WORDS, SIZE, PATCHES
         )
-        of_words, of_context, of_pooling = _context_backward(word, context, is_word, pooling, given)
         word_gradient += of_words
         pooling_gradient += of_pooling
-        of_context = of_context.to(word.dtype)
-        mean_gradient = tl.sum(of_context.to(tl.float32) * context, 1)
         for start in range(0, count, PATCHES):
-            patch = _load_patches(patches, study, start, num_patches, count, SIZE, PATCHES)
-            is_patch = start + tl.arange(0, PATCHES) < count
-            to_words = _to_words(word, patch, is_word)
-            to_patches = tl.exp(scale * to_words - highest[:, None]) / total[:, None]
-            to_patches = tl.where(is_patch[None, :], to_patches, 0.0)
-            of_scores, sums = _scores_backward(to_words, to_patches, of_context, mean_gradient, patch, scale)
+            patch, to_patches, of_scores, sums = _patch_backward(
+                word, is_word, patches, study, start, num_patches, count, scale,
+                of_context, mean_gradient, highest, total, SIZE, PATCHES,
+            )  # fmt: skip
             word_gradient += tl.dot(of_scores.to(word.dtype), tl.trans(patch))
             scale_gradient += sums
     rows, columns = tl.arange(0, WORDS), tl.arange(0, SIZE)
@@ -285,26 +302,21 @@ def _patches_kernel(
         is_word = tl.arange(0, WORDS) < word_count
         word = _load_words(words, report, num_words, word_count, WORDS, SIZE)
         given = tl.load(gradient + report * num_studies + study)
-        context, highest, total = _attend(
-            word, is_word, patches, study, num_patches, count, scale, WORDS, SIZE, PATCHES
+        of_words, of_pooling, of_context, mean_gradient, highest, total = _pair_backward(
+            word, is_word, patches, study, num_patches, count, scale, pooling, given, WORDS, SIZE, PATCHES
         )
-        of_words, of_context, of_pooling = _context_backward(word, context, is_word, pooling, given)
-        of_context = of_context.to(word.dtype)
-        mean_gradient = tl.sum(of_context.to(tl.float32) * context, 1)
         tl.debug_barrier()  # a thread may load below what another one stored for the report before
         for start in range(0, count, PATCHES):
-            patch = _load_patches(patches, study, start, num_patches, count, SIZE, PATCHES)
-            is_patch = start + tl.arange(0, PATCHES) < count
-            to_words = _to_words(word, patch, is_word)
-            to_patches = tl.exp(scale * to_words - highest[:, None]) / total[:, None]
-            to_patches = tl.where(is_patch[None, :], to_patches, 0.0)
-            of_scores, sums = _scores_backward(to_words, to_patches, of_context, mean_gradient, patch, scale)
+            patch, to_patches, of_scores, sums = _patch_backward(
+                word, is_word, patches, study, start, num_patches, count, scale,
+                of_context, mean_gradient, highest, total, SIZE, PATCHES,
+            )  # fmt: skip
             added = tl.dot(tl.trans(of_context), to_patches.to(word.dtype))
             added += tl.dot(tl.trans(word), of_scores.to(word.dtype))
             rows, columns = tl.arange(0, SIZE), start + tl.arange(0, PATCHES)
             places = ((split * num_studies + study) * num_patches + columns[None, :]) * SIZE + rows[:, None]
-            kept = tl.load(patch_parts + places, mask=is_patch[None, :], other=0.0)
-            tl.store(patch_parts + places, kept + added, mask=is_patch[None, :])
+            kept = tl.load(patch_parts + places, mask=columns[None, :] < count, other=0.0)
+            tl.store(patch_parts + places, kept + added, mask=columns[None, :] < count)
 
 
 __all__ = ["fused_similarity", "is_fusable", "similarity_backward", "similarity_forward"]

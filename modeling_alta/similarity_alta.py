@@ -86,7 +86,8 @@ def _kernel_difference(device: torch.device, num_words: int, size: int) -> float
 
     with torch.enable_grad():
         results = zip(run(fused_similarity), run(blockwise_similarity), strict=True)
-    return max(float((ours.float() - other.float()).norm() / other.float().norm()) for ours, other in results)
+    differences = [(ours.float() - other.float()).norm() / other.float().norm() for ours, other in results]
+    return float(torch.stack(differences).max())  # which is not a number if one of them is none
 
 
 __all__ = ["local_similarity"]

@@ -134,13 +134,21 @@ def kernels_with_a_wrong_gradient(words, *arguments):
     return blockwise_similarity(words + 0.1 * (words - words.detach()), *arguments)
 
 
+def kernels_that_give_no_numbers(words, word_mask, patches, *arguments):
+    return blockwise_similarity(words, word_mask, patches + torch.nan * (patches - patches.detach()), *arguments)
+
+
 def kernels_that_do_not_run(*arguments):
     raise RuntimeError("Failed to find C compiler.")
 
 
 @pytest.mark.parametrize(
     ("kernels", "message"),
-    [(kernels_with_a_wrong_gradient, "are off by 0.1"), (kernels_that_do_not_run, "fail: Failed to find C compiler.")],
+    [
+        (kernels_with_a_wrong_gradient, "are off by 0.1"),
+        (kernels_that_give_no_numbers, "are off by nan"),
+        (kernels_that_do_not_run, "fail: Failed to find C compiler."),
+    ],
 )
 def test_kernels_that_cannot_be_trusted_are_left_out_with_one_warning(take_kernels, kernels, message):
     expected = similarity_of_ones()

@@ -35,7 +35,7 @@ def test_labels_of_the_recipe_are_told_apart_in_their_order(mrm_run, work):
 
 
 def test_a_classifier_over_a_full_model_keeps_its_adapters_inside(alta_run, work):
-    run = train(work, "classify", "over_full", base=f"{alta_run}/full", tuning="linear_probe", num_epochs=1)
+    run = train(work, "classify", "classifier_over_full", base=f"{alta_run}/full", tuning="linear_probe", num_epochs=1)
     probe = load_file(run / "full" / "model.safetensors")
     full = load_file(alta_run / "full" / "model.safetensors")
     adapters = [name for name in full if name.startswith("vision_model.") and ".adapter." in name]

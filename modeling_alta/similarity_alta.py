@@ -68,6 +68,8 @@ def _try_kernels(device: torch.device, num_words: int, size: int) -> bool:
     return False
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _kernel_difference(device: torch.device, num_words: int, size: int) -> float:
     """Largest relative difference of the similarity and its gradients, on made embeddings: 40 reports and studies, so
     many that a program of the kernels goes through several."""
@@ -84,8 +86,7 @@ def _kernel_difference(device: torch.device, num_words: int, size: int) -> float
         similarity = similarity_of(words, masks[0], patches, masks[1], *scales)
         return [similarity.detach(), *torch.autograd.grad(similarity, [words, patches, *scales], gradient)]
 
-    with torch.enable_grad():
-        results = zip(run(fused_similarity), run(blockwise_similarity), strict=True)
+    results = zip(run(fused_similarity), run(blockwise_similarity), strict=True)
     differences = [(ours.float() - other.float()).norm() / other.float().norm() for ours, other in results]
     return float(torch.stack(differences).max())  # which is not a number if one of them is none
 

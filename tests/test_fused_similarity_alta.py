@@ -117,7 +117,8 @@ def similarity_of_ones():
     return local_similarity(words, masks[0], patches, masks[1], *SCALES)
 
 
-def test_kernels_that_give_what_they_should_are_tried_once_and_taken(take_kernels):
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_kernels_that_give_what_they_should_are_tried_once_and_taken(take_kernels, context):
     calls = []
 
     def kernels(*arguments):
@@ -125,8 +126,9 @@ def test_kernels_that_give_what_they_should_are_tried_once_and_taken(take_kernel
         return blockwise_similarity(*arguments)
 
     take_kernels(kernels)
-    similarity_of_ones()
-    similarity_of_ones()
+    with context():
+        similarity_of_ones()
+        similarity_of_ones()
     assert [len(words) for words, *_ in calls] == [40, 2, 2]
 
 

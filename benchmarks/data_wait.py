@@ -86,6 +86,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default="bf16", help="default: bf16")
     parser.add_argument("--compile", action="store_true", help="with `torch_compile: true`")
     args = parser.parse_args()
+    least = 3 * args.batch_size * (args.num_workers + 1)
+    if args.num_studies < least:
+        parser.error(
+            f"`--num-studies` must be at least {least}, three batches for each worker and three more, "
+            f"got {args.num_studies}"
+        )
     settings = {
         "batch_size": args.batch_size,
         "num_workers": args.num_workers,

@@ -96,13 +96,17 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--mean-words", type=int, help="at least half of `--num-words` (default: all of them)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after one to warm up")
-    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--dtype", choices=("fp32", "tf32", "bf16"), default="fp32", help="default: fp32")
     parser.add_argument("--processor-time", action="store_true", help="time of the processor, for one thread")
     parser.add_argument("--peak-of", choices=("plain", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.processor_time and torch.get_num_threads() > 1:
         parser.error("`--processor-time` needs one thread: set OMP_NUM_THREADS=1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("`--device cuda` needs a GPU, and torch finds none here")
+    if args.dtype == "tf32" and args.device == "cpu":
+        parser.error("`--dtype tf32` is for GPUs: set `--device cuda`")
     torch.set_float32_matmul_precision("high" if args.dtype == "tf32" else "highest")
     if args.peak_of:
         print(peak_of(args.peak_of, args))

@@ -2,6 +2,7 @@ import pytest
 import torch
 from conftest import make_config
 
+from benchmarks import local_loss
 from benchmarks.local_loss import run_form
 from benchmarks.plain_form import plain_losses
 from benchmarks.train_step import LOSSES, VIEWS, make_batch
@@ -44,3 +45,14 @@ def test_local_loss_in_the_benchmark_is_one_in_both_forms():
     for lengths in ([5, 5, 5], [5, 2, 3]):
         word_mask = torch.arange(5) < torch.tensor(lengths)[:, None]
         torch.testing.assert_close(run_form("plain", word_mask, *inputs), run_form("ours", word_mask, *inputs))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--dtype", "tf32"], "is for GPUs"), (["--device", "cuda"], "torch finds none here")]
+)
+def test_a_local_loss_that_cannot_be_measured_is_an_error(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["local_loss", *arguments])
+    with pytest.raises(SystemExit):
+        local_loss.main()
+    assert message in capsys.readouterr().err

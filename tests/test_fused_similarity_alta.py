@@ -2,6 +2,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,10 +93,23 @@ def test_on_a_gpu_bfloat16_embeddings_take_the_kernels_and_stay_near_float64(num
     assert similarity < 1e-3 and max(gradients) < 1e-2
 
 
-def test_float32_and_processors_keep_the_way_that_every_device_can_take():
-    words, _, patches, _ = make_inputs(torch.bfloat16)
-    assert not similarity_alta.is_fusable(words, patches)
-    assert not similarity_alta.is_fusable(words.float().to("meta"), patches.float().to("meta"))
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@pytest.mark.parametrize(
+    ("change", "memory", "expected"),
+    [
+        ({}, 2**17, True),
+        ({"dtype": torch.float32}, 2**17, False),
+        ({"device": torch.device("cpu")}, 2**17, False),
+        ({"shape": (3, 129, 128)}, 2**17, False),
+        ({"shape": (3, 127, 48)}, 2**17, False),
+        ({}, 99 * 2**10, False),
+    ],
+)
+def test_kernels_are_for_bfloat16_of_their_sizes_on_a_gpu_with_memory_for_them(monkeypatch, change, memory, expected):
+    monkeypatch.setattr("modeling_alta.fused_similarity_alta._shared_memory", lambda device: memory)
+    usual = {"dtype": torch.bfloat16, "device": torch.device("cuda"), "shape": (3, 127, 128)}
+    words = SimpleNamespace(**(usual | change))
+    assert similarity_alta.is_fusable(words, SimpleNamespace(**usual)) is expected
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 How fast do study records become augmented training batches on one core, and where does the time go?
 
 `OMP_NUM_THREADS=1 python -m benchmarks.input` prints JSON: studies per second of processor time, without workers and
-with one thread, of this repository's input and of the plain form of the same (three channels from the file on, all
-else as torchvision gives it), which take turns in one run and must give equal tensors; and the share of each stage.
+with one thread, of this repository's input, of the same from records whose images are TIFF without compression, and of
+the plain form (PNG, three channels from the file on, all else as torchvision gives it), which take turns in one run
+and must give equal tensors; and the share of each stage from PNG.
 With `--train-step`, also how many studies per second a full-size train step takes on `--threads` processors that do
 nothing else, and how many times faster the input is.
 
-The records are made: a current frontal and one other view, PNG of a short side of 512 pixels as `write_study_records`
-has them, about 150 KB, and reports of about 54 tokens, in batches of 8 at 448 and 224 pixels.
+The records are made: a current frontal and one other view of a short side of 512 pixels, as the corpora's commands
+write them (PNG of about 150 KB, TIFF of 320), and reports of about 54 tokens, in batches of 8 at 448 and 224 pixels.
 """
 
 import argparse
@@ -18,8 +19,9 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,7 +41,7 @@ from processing.batches.augmentation import AugmentationDraw, StudyTransform, dr
 from processing.batches.batch_order import BatchOrder
 from processing.batches.training_batch import AltaCollator, TrainingStudies, sample_generator
 from processing.batches.training_loader import make_training_loader
-from processing.engine.images import encode_image
+from processing.engine.images import IMAGE_FORMATS, encode_image
 from processing.records.record_stream import RecordStream
 from processing.records.study_features import STUDY_FEATURES
 from processing.records.study_records import write_study_records
@@ -60,9 +62,9 @@ STAGES = {
 }
 
 
-def write_records(folder: Path, num_studies: int) -> str:
+def write_records(folder: Path, num_studies: int, image_format: str = "png") -> str:
     """Write records with half of the views, and give the split that they are in."""
-    images = [encode_image(chest_like(624, 512, grain)) for grain in (1.5, 2, 2.5)]
+    images = [encode_image(chest_like(624, 512, grain), image_format=image_format) for grain in (1.5, 2, 2.5)]
     report = ". ".join(" ".join(WORDS) for _ in range(4))
     records = []
     for index in range(num_studies):
@@ -119,23 +121,30 @@ def plain_batches(studies: TrainingStudies, order: BatchOrder, collator: AltaCol
         yield collator([plain_sample(record, studies.seed) for record in records])
 
 
-def compare(loader, plain: Callable[[], Iterator[dict[str, Any]]], rounds: int) -> dict[str, float]:
-    """Studies per second of both forms, which take turns."""
-    ours, others = [], []
+def compare(
+    forms: dict[str, Callable[[], Iterable[dict[str, Any]]]], num_studies: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Studies per second of every form, which take turns, and how many times as many as those of the last."""
+    seconds = {name: [] for name in forms}
     for _ in range(rounds):
-        ours.append(_seconds(loader))
-        others.append(_seconds(plain()))
-    num_studies = BATCH_SIZE * len(loader)
-    medians = statistics.median(ours), statistics.median(others)
+        for name, batches in forms.items():
+            seconds[name].append(_seconds(batches()))
+    *_, plain = seconds.values()
     return {
-        "studies_per_second": round(num_studies / medians[0], 1),
-        "plain_studies_per_second": round(num_studies / medians[1], 1),
-        "ratio": round(statistics.median(b / a for a, b in zip(ours, others, strict=True)), 2),
+        "studies_per_second": {name: round(num_studies / statistics.median(own), 1) for name, own in seconds.items()},
+        "ratio": {
+            name: round(statistics.median(b / a for a, b in zip(own, plain, strict=True)), 2)
+            for name, own in seconds.items()
+        },
     }
 
 
-def check_equal(loader, plain: Iterator[dict[str, Any]]) -> None:
-    for ours, other in zip(loader, plain, strict=True):
+def check_equal(one: Iterable[dict[str, Any]], another: Iterable[dict[str, Any]]) -> None:
+    """
+    Raises:
+        `ValueError`: if two forms do not give the same batches.
+    """
+    for ours, other in zip(one, another, strict=True):
         for name, value in ours.items():
             is_tensor = isinstance(value, torch.Tensor)
             is_equal = torch.equal(value.expand_as(other[name]), other[name]) if is_tensor else value == other[name]
@@ -200,6 +209,13 @@ def _timed(stage: str, function: Callable, spent: Counter) -> Callable:
     return run
 
 
+def _make_loader(folder: Path, num_studies: int, image_format: str):
+    records = RecordStream(folder, write_records(folder, num_studies, image_format))
+    studies, collator = TrainingStudies(records, StudyTransform()), AltaCollator(build_tokenizer(), AltaConfig())
+    order = BatchOrder(len(studies), BATCH_SIZE, 0, row_groups=studies.row_groups)
+    return make_training_loader(studies, order, collator)
+
+
 def main() -> None:
     """Measure, and print the JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.input", description=__doc__.strip().splitlines()[0])
@@ -210,19 +226,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        records = RecordStream(folder, write_records(Path(folder), args.num_studies))
-        studies, collator = TrainingStudies(records, StudyTransform()), AltaCollator(build_tokenizer(), AltaConfig())
-        order = BatchOrder(len(studies), BATCH_SIZE, 0, row_groups=studies.row_groups)
-        loader = make_training_loader(studies, order, collator)
+        loaders = {name: _make_loader(Path(folder, name), args.num_studies, name) for name in IMAGE_FORMATS}
+        loader = loaders["png"]
 
         def plain() -> Iterator[dict[str, Any]]:
-            return plain_batches(studies, order, collator)
+            return plain_batches(loader.dataset, loader.batch_sampler, loader.collate_fn)
 
-        check_equal(loader, plain())
-        result = compare(loader, plain, args.rounds) | {"stages": measure_stages(loader)}
+        forms = {name: partial(iter, loader) for name, loader in loaders.items()} | {"plain": plain}
+        for form in forms.values():
+            check_equal(form(), plain())
+        result = compare(forms, BATCH_SIZE * len(loader), args.rounds) | {"stages": measure_stages(loader)}
         if args.train_step:
             rates = measure_train_step(next(iter(loader)), args.threads)
-            times = {name: round(result["studies_per_second"] / rate, 1) for name, rate in rates.items()}
+            ours = result["studies_per_second"]["png"]
+            times = {name: round(ours / rate, 1) for name, rate in rates.items()}
             result["train_step"] = {"threads": args.threads, "studies_per_second": rates, "input_is_faster_by": times}
     print(json.dumps(result, indent=2))
 

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.memory import PeakMemory
 from benchmarks.synthetic import plan_synthetic, write_radiographs
 from modeling_alta.radiograph_alta import read_radiograph
-from processing.engine.images import encode_png, shrink
+from processing.engine.images import encode_picture, shrink
 from processing.engine.write_records import write_records
 
 
@@ -37,7 +37,7 @@ def measure_parts(paths: Iterable[Path]) -> dict[str, Any]:
         decoded = time.perf_counter()
         small = shrink(grey)
         resized = time.perf_counter()
-        num_bytes += len(encode_png(small))
+        num_bytes += len(encode_picture(small))
         seconds["decode"] += decoded - start
         seconds["resize"] += resized - decoded
         seconds["encode"] += time.perf_counter() - resized

@@ -9,7 +9,8 @@ def test_the_input_gives_the_tensors_of_the_plain_form_and_tells_where_its_time_
     monkeypatch.setattr("sys.argv", ["input", "--num-studies", "8", "--rounds", "1"])
     input_benchmark.main()
     result = json.loads(capsys.readouterr().out)
-    assert result["studies_per_second"] > 0 and result["ratio"] > 0
+    assert result["studies_per_second"].keys() == result["ratio"].keys() == {"png", "tiff", "plain"}
+    assert min(result["studies_per_second"].values()) > 0 and result["ratio"]["plain"] == 1
     assert result["stages"]["share"].keys() == {*input_benchmark.STAGES, "rest"}
     assert sum(result["stages"]["share"].values()) == pytest.approx(1, abs=0.01)
 

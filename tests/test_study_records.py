@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from modeling_alta.radiograph_alta import read_radiograph
 from processing.records.study_records import (
     SPLIT_NAMES,
     STUDY_FEATURES,
@@ -35,12 +36,18 @@ def make_record(study_id="s", patient_id="patient-0", **changes):
     return record | changes
 
 
-def test_image_is_encoded_without_loss():
+@pytest.mark.parametrize(("image_format", "start"), [("png", b"\x89PNG"), ("tiff", b"II*\0")])
+def test_image_is_encoded_without_loss(image_format, start):
     pixels = np.random.default_rng(0).integers(0, 256, (300, 600), dtype=np.uint8)
-    image = encode_image(pixels)
-    assert image["path"] is None and image["bytes"].startswith(b"\x89PNG")
-    decoded = datasets.Image().decode_example(image)
-    assert decoded.mode == "L" and np.array_equal(np.asarray(decoded), pixels)
+    image = encode_image(pixels, image_format=image_format)
+    assert image["path"] is None and image["bytes"].startswith(start)
+    for decoded in (datasets.Image().decode_example(image), read_radiograph(image)):
+        assert decoded.mode == "L" and np.array_equal(np.asarray(decoded), pixels)
+
+
+def test_image_in_a_format_that_loses_something_is_refused():
+    with pytest.raises(ValueError, match=r"`image_format` must be one of \['png', 'tiff'\], got 'jpeg'"):
+        encode_image(np.zeros((8, 8), np.uint8), image_format="jpeg")
 
 
 def test_large_image_is_scaled_down_to_the_short_side_with_antialias():

@@ -17,6 +17,7 @@ from processing.records.study_records import load_study_records
 
 
 SHARD_BYTES = 4000
+RAW_IMAGE = datasets.Image(decode=False)
 
 
 @pytest.fixture(autouse=True)
@@ -233,3 +234,24 @@ def test_command_of_a_corpus_passes_its_options_on(plan, tmp_path, capsys):
     run_corpus(parser, lambda options: shorten(plan, options.number), command)
     assert "9 records, 6 with a prior" in capsys.readouterr().out
     assert len(list((tmp_path / "out" / "data").iterdir())) > 1
+
+
+def test_command_of_a_corpus_writes_images_in_the_format_that_was_asked_for(plan, tmp_path):
+    reader = with_reader(plan, CountedReads.read)
+    for image_format, start in (("png", b"\x89PNG"), ("tiff", b"II*\0")):
+        command = ["--root", str(tmp_path), "--output", str(tmp_path / "out"), "--image-format", image_format]
+        run_corpus(corpus_parser("synthetic", "made up"), lambda options: shorten(reader, 9), command)
+        records = load_study_records(tmp_path / "out", "train").cast_column("current_frontal", RAW_IMAGE)
+        assert all(image["bytes"].startswith(start) for image in records["current_frontal"])
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert summary["images_as"] == {"format": image_format.upper(), "short_side": 512}
+
+
+def test_a_run_does_not_go_on_after_shards_of_another_format(plan, tmp_path, reads):
+    reads.at, reads.action = 150, interrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_records(with_reader(plan, reads.read), tmp_path / "out", 1, SHARD_BYTES)
+    done = reads.count
+    tiff = replace(plan, corpus=replace(plan.corpus, image_format="tiff"))
+    summary = write_records(with_reader(tiff, reads.read), tmp_path / "out", 1, SHARD_BYTES)
+    assert summary["images"] == reads.count - done

@@ -103,7 +103,8 @@ def _encode(corpus: Corpus, file: ImageFile) -> tuple[dict[str, Any] | None, str
     if corpus.read_image is None and not path.is_file():
         return None, "row: file is missing"
     try:
-        return encode_image(corpus.read_image(path) if corpus.read_image else path), ""
+        image = corpus.read_image(path) if corpus.read_image else path
+        return encode_image(image, image_format=corpus.image_format), ""
     except FileNotFoundError:
         return None, "row: file is missing"
     except TooSmallError:

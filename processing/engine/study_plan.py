@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from processing.engine.images import check_image_format
 from processing.records.study_features import SPLIT_NAMES, assign_split
 
 
@@ -102,6 +103,7 @@ class Corpus:
         empty_report (`str`): reason under which a study without a report is counted.
         needs_report (`bool`, defaults to `True`): `False` for a corpus of images and labels, whose records have an
             empty `report`: zero-shot evaluation takes them, training refuses them.
+        image_format (`str`, defaults to `"png"`): how the records hold images, see `encode_image`.
         settings (`dict`): choices that readers of the records must know, such as the report sections; saved in
             `summary.json`. Plain JSON values.
     """
@@ -113,11 +115,13 @@ class Corpus:
     time_unit: str = "day"
     empty_report: str = "study: empty report"
     needs_report: bool = True
+    image_format: str = "png"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.time_unit not in TIME_UNITS:
             raise ValueError(f"`time_unit` must be one of {list(TIME_UNITS)}, got {self.time_unit!r}.")
+        check_image_format(self.image_format)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Unfinished:
 
     def __init__(self, output: Path, plan: Plan, max_shard_bytes: int):
         versions = {"records": FORMAT_VERSION, "pillow": PIL.__version__, "pyarrow": pa.__version__}
-        image = {"format": "PNG", "short_side": SHORT_SIDE}
+        image = {"format": plan.corpus.image_format.upper(), "short_side": SHORT_SIDE}
         self.settings = {"settings": dict(plan.corpus.settings), "images_as": image, "versions": versions}
         self.output, self.folder = output, output / ".unfinished"
         fingerprint = _fingerprint(plan, [self.settings, max_shard_bytes, ROWS_PER_GROUP])

@@ -10,12 +10,14 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from processing.engine.images import IMAGE_FORMATS
 from processing.engine.shards import MAX_SHARD_BYTES, ShardWriter, summarize
 from processing.engine.study_builder import PatientRecords
 from processing.engine.study_plan import Plan, Study
@@ -169,6 +171,8 @@ def corpus_parser(module: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="folder for data/<split>-*.parquet and summary.json")
     parser.add_argument("--num-proc", type=int, default=os.cpu_count(), help="worker processes (default: all cores)")
     parser.add_argument("--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, help="of a file (default: 500 MB)")
+    meaning = "of the images: png, or tiff without compression, larger but faster to train from (default: %(default)s)"
+    parser.add_argument("--image-format", choices=list(IMAGE_FORMATS), default="png", help=meaning)
     parser.add_argument("--backend", choices=list(BACKENDS), default="local", help="where the workers run")
     return parser
 
@@ -188,6 +192,7 @@ def run_corpus(
     options = parser.parse_args(arguments)
     try:
         plan = make_plan(options)
+        plan = replace(plan, corpus=replace(plan.corpus, image_format=options.image_format))
         summary = write_records(plan, options.output, options.num_proc, options.max_shard_bytes, options.backend)
         print(format_summary(summary))
     except (ImportError, OSError, ValueError) as error:

@@ -15,7 +15,7 @@ import jinja2
 from eval.protocol import argument_errors
 from evidence.arms import ARMS, FAMILIES
 from evidence.measures import RECALLS
-from evidence.run import DECIDED, WORK
+from evidence.run import RESULTS
 
 
 __all__ = ["compare", "main", "render_reasons", "render_results", "summarize"]
@@ -143,13 +143,12 @@ def percent(values: list[float]) -> tuple[float, float]:
     return mean_std([100 * value for value in values])
 
 
-def render_results(work: Path, decided: Path) -> str:
-    """RESULTS.md, of `phantom.json` and, if it is there, `covid_cxr.json` in `work`, and `sweep.json` in `decided`."""
-    phantom, covid, sweep = (
-        read(path) for path in (work / "phantom.json", work / "covid_cxr.json", decided / "sweep.json")
-    )
+def render_results(folder: Path) -> str:
+    """RESULTS.md, of `phantom.json` and, if they are there, `covid_cxr.json` and `sweep.json` in `folder`."""
+    phantom, covid, sweep = (read(folder / name) for name in ("phantom.json", "covid_cxr.json", "sweep.json"))
     _check_arms("phantom.json", phantom, ("adapters", "full", "frontal"))
-    return _template("results_template.md.jinja").render(
+    return _render(
+        "results_template.md.jinja",
         phantom=summarize(phantom),
         claims=claims(phantom),
         learnt_by_heart=learnt_by_heart(phantom),
@@ -159,13 +158,14 @@ def render_results(work: Path, decided: Path) -> str:
     )
 
 
-def render_reasons(decided: Path) -> str:
-    """`reasons.md`, of `reasons.json` and, if it is there, `reasons_longer.json` in `decided`."""
-    usual, longer = (read(decided / name) for name in ("reasons.json", "reasons_longer.json"))
+def render_reasons(folder: Path) -> str:
+    """`reasons.md`, of `reasons.json` and, if it is there, `reasons_longer.json` in `folder`."""
+    usual, longer = (read(folder / name) for name in ("reasons.json", "reasons_longer.json"))
     _check_arms("reasons.json", usual, ("full",))
     if longer:
         _check_arms("reasons_longer.json", longer, ("full",))
-    return _template("reasons_template.md.jinja").render(
+    return _render(
+        "reasons_template.md.jinja",
         usual=summarize(usual),
         against_full=against(usual, "full"),
         learnt_by_heart=learnt_by_heart(usual),
@@ -180,7 +180,7 @@ def _check_arms(name: str, results: dict[str, Any], needed: tuple[str, ...]) -> 
         raise ValueError(f"`{name}` must hold the arms {list(needed)}, got none of {missing}. Run them together.")
 
 
-def _template(name: str) -> jinja2.Template:
+def _render(name: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         trim_blocks=True,
@@ -189,7 +189,7 @@ def _template(name: str) -> jinja2.Template:
     )
     environment.filters["spread"] = lambda value: f"{value[0]:.1f} ± {value[1]:.1f}"
     environment.globals |= {"families": FAMILIES, "fmean": fmean, "arms": ARMS, "recalls": RECALLS}
-    return environment.get_template(name)
+    return environment.get_template(name).render(values).rstrip() + "\n"
 
 
 def read(path: Path) -> Any:
@@ -199,24 +199,23 @@ def read(path: Path) -> Any:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of the corpora's JSON (default: %(default)s)")
-    meaning = "folder of the JSON of sweep and reasons, for whose page it is too (default: %(default)s)"
-    parser.add_argument("--decided", type=Path, default=DECIDED, help=meaning)
+    meaning = "folder of the JSON, and of the page of the reasons (default: %(default)s)"
+    parser.add_argument("--results", type=Path, default=RESULTS, help=meaning)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="file of the results (default: %(default)s)")
     args = parser.parse_args(argv)
     pages = {}
     with argument_errors(parser):
-        if (args.work / "phantom.json").is_file():
-            pages[args.output] = render_results(args.work, args.decided)
-        if (args.decided / "reasons.json").is_file():
-            pages[args.decided / "reasons.md"] = render_reasons(args.decided)
+        if (args.results / "phantom.json").is_file():
+            pages[args.output] = render_results(args.results)
+        if (args.results / "reasons.json").is_file():
+            pages[args.results / "reasons.md"] = render_reasons(args.results)
     if not pages:
         parser.error(
-            "`--work` must hold phantom.json or `--decided` reasons.json, which `python -m evidence.run` writes, got "
-            f"{args.work} and {args.decided}."
+            "`--results` must hold phantom.json or reasons.json, which `python -m evidence.run` writes, got "
+            f"{args.results}."
         )
     for path, page in pages.items():
-        path.write_text(page.rstrip() + "\n", encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
         print(f"wrote {path}")
 
 

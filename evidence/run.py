@@ -7,9 +7,9 @@
     python -m evidence.run --reasons --pretraining 3     # the same over towers pretrained three times as long
     python -m evidence.report                            # the pages from what these wrote
 
-Every job, a seed's preparation or one arm, runs alone on one thread of one of two worker processes. Results of a
-corpus lie in `runs/evidence/<corpus>.json`; what was learnt on the sweep's seeds in `evidence/*.json`, part of the
-repository, unless `--arms`, `--seeds` or `--quick` make it a part: then in `runs/evidence` too.
+Every job, a seed's preparation or one arm, runs alone on one thread of one of two worker processes. Results are kept
+in `evidence/*.json`, part of the repository; those of a part of the experiment, by `--arms`, `--seeds` or `--quick`,
+go to `runs/evidence`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from evidence.settings import QUICK, STANDARD, Settings
 __all__ = ["main", "run_experiment", "run_sweep"]
 
 WORK = Path("runs/evidence")
-DECIDED = Path("evidence")
+RESULTS = Path("evidence")
 Job = tuple[Any, ...]  # a function and its arguments
 
 
@@ -46,7 +46,7 @@ def run_experiment(
     work: Path,
     covid_root: Path | None = None,
     workers: int = 2,
-    on_validation: bool = False,
+    for_reasons: bool = False,
     reuse: bool = False,
 ) -> dict[str, Any]:
     """
@@ -59,19 +59,19 @@ def run_experiment(
         work (`Path`): folder for what the arms of a seed share.
         covid_root (`Path`, *optional*): folder of the COVID-19 collection.
         workers (`int`): processes.
-        on_validation (`bool`): take `settings.validation_seeds`, and that split as the unseen studies.
+        for_reasons (`bool`): take `settings.reason_seeds`, and the validation split as the unseen studies.
         reuse (`bool`): take the seeds that an earlier run prepared in `work` with the same settings.
 
     Returns:
         `dict`: `corpus`, `settings`, `workers`, `seconds`, `prepared` (seed → what it took) and `runs`.
     """
     start = time.monotonic()
-    seeds = settings.validation_seeds if on_validation else settings.seeds
+    seeds = settings.reason_seeds if for_reasons else settings.seeds
     rates = {arm: learning_rate_of(ARMS[arm], settings) for arm in arms}
     plan = [
         (
             (prepare_seed, corpus, seed, settings, work, covid_root, reuse),
-            [(run_arm, corpus, seed, arm, settings, work, rate, on_validation) for arm, rate in rates.items()],
+            [(run_arm, corpus, seed, arm, settings, work, rate, for_reasons) for arm, rate in rates.items()],
         )
         for seed in seeds
     ]
@@ -148,15 +148,15 @@ def main(argv: list[str] | None = None) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     settings, work = _settings(args), args.work
+    output = _output(args)
     if args.sweep:
-        write_json(run_sweep(settings, work, args.workers, args.reuse), _decided(args) / "sweep.json")
+        write_json(run_sweep(settings, work, args.workers, args.reuse), output)
         return
     if args.pretraining > 1:
         work = work / f"pretraining_{args.pretraining}"
     results = run_experiment(
         args.corpus, _arms(args), settings, work, args.covid_root, args.workers, args.reasons, args.reuse
     )
-    output = _output(args)
     write_json(results, output)
     print(f"{len(results['runs'])} runs in {results['seconds'] / 60:.1f} min: {output}")
 
@@ -164,7 +164,8 @@ def main(argv: list[str] | None = None) -> None:
 def _settings(args: argparse.Namespace) -> Settings:
     settings = QUICK if args.quick else STANDARD
     if args.seeds:
-        settings = replace(settings, seeds=tuple(args.seeds), validation_seeds=tuple(args.seeds))
+        seeds = tuple(args.seeds)
+        settings = replace(settings, seeds=seeds, validation_seeds=seeds, reason_seeds=seeds)
     return settings.with_longer_pretraining(args.pretraining)
 
 
@@ -177,14 +178,13 @@ def _arms(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _output(args: argparse.Namespace) -> Path:
-    if not args.reasons:
-        return args.work / f"{args.corpus}.json"
-    return _decided(args) / ("reasons.json" if args.pretraining == 1 else "reasons_longer.json")
-
-
-def _decided(args: argparse.Namespace) -> Path:
     # A part of the experiment does not take the place of the whole, which the repository keeps.
-    return args.work if args.quick or args.arms or args.seeds else DECIDED
+    folder = args.work if args.quick or args.arms or args.seeds else RESULTS
+    if args.sweep:
+        return folder / "sweep.json"
+    if args.reasons:
+        return folder / ("reasons.json" if args.pretraining == 1 else "reasons_longer.json")
+    return folder / f"{args.corpus}.json"
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -7,17 +7,19 @@ they are on GPUs.
 import os
 import runpy
 
-import accelerate
+from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
+from training import build
 
-class AcceleratorOnGpus(accelerate.Accelerator):
+
+class AcceleratorOnGpus(Accelerator):
     def __init__(self, cpu: bool, **kwargs):
         super().__init__(**kwargs)
 
 
 os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.MULTI_GPU)
-accelerate.Accelerator = AcceleratorOnGpus
+build.Accelerator = AcceleratorOnGpus
 runpy.run_path("train_accelerate.py", run_name="__main__")

@@ -1,18 +1,14 @@
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import ROOT
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
-from trained import arguments_of, finish, losses_of, settings_of, train, write_recipe
+from trained import arguments_of, finish, losses_of, settings_of, start_python, train, write_recipe
 
 from training.build import build_accelerator
 from training.watching import VALIDATION_LOG, read_log
@@ -31,16 +27,7 @@ def launch(engine: str, recipe: Path, *overrides: str) -> str:
     script = "train_accelerate.py" if engine == "ddp" else "tests/run_sharded_on_cpu.py"
     processes = ["--num_processes", "2", "--main_process_port", "0"]
     command = ["-m", "accelerate.commands.launch", "--config_file", f"engines/{engine}.yaml", *processes, script]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, *command, "--config", str(recipe), *overrides],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "DS_ACCELERATOR": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    return finish(process)
+    return finish(start_python([*command, "--config", recipe, *overrides], DS_ACCELERATOR="cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import ROOT
 
 from eval.prompts import load_prompts
 from evidence import jobs
@@ -13,7 +14,7 @@ from evidence.arms import ARMS, COVID_ARMS, FAMILIES, LONGER_ARMS, PHANTOM_ARMS,
 from evidence.jobs import CORPORA, prepare_seed, run_arm
 from evidence.measures import RECALLS, measure
 from evidence.models import base_model, build_model
-from evidence.report import claims, compare, learnt_by_heart, main, render_results, summarize
+from evidence.report import claims, compare, learnt_by_heart, main, render_reasons, render_results, summarize
 from evidence.run import run_experiment, run_sweep
 from evidence.settings import QUICK, STANDARD
 from evidence.studies import Studies, keep_frontals, load_studies
@@ -153,41 +154,50 @@ def test_experiment_and_sweep_run_every_job_and_the_report_has_their_figures(tmp
     assert {family: len(rates) for family, rates in sweep["rates"].items()} == {
         family: len(rates) for family, rates in QUICK.sweep.items()
     }
-    reasons = run_experiment(
-        "phantom", ("adapters", "full"), QUICK, tmp_path, workers=1, on_validation=True, reuse=True
-    )
-    assert {run["seed"] for run in reasons["runs"]} == set(QUICK.validation_seeds)
+    reasons = run_experiment("phantom", ("adapters", "full"), QUICK, tmp_path, workers=1, for_reasons=True, reuse=True)
+    assert {run["seed"] for run in reasons["runs"]} == set(QUICK.reason_seeds)
     for name, content in (("phantom", results), ("sweep", sweep), ("reasons", reasons), ("reasons_longer", reasons)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    main(["--work", str(tmp_path), "--decided", str(tmp_path), "--output", str(tmp_path / "RESULTS.md")])
+    main(["--results", str(tmp_path), "--output", str(tmp_path / "RESULTS.md")])
     page = (tmp_path / "RESULTS.md").read_text()
     assert all(ARMS[arm].title in page for arm in ("adapters", "full", "frontal"))
-    assert "chance" in page and page == render_results(tmp_path, tmp_path).rstrip() + "\n"
+    assert "chance" in page and page == render_results(tmp_path)
     reasons_page = (tmp_path / "reasons.md").read_text()
     assert reasons_page.count(f"| {ARMS['full'].title} |") == 3 and "pretrained for longer" in reasons_page
 
 
 def test_report_without_any_result_says_what_it_needs(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["--work", str(tmp_path), "--decided", str(tmp_path)])
-    assert "`--work` must hold phantom.json" in capsys.readouterr().err
+        main(["--results", str(tmp_path)])
+    assert "`--results` must hold phantom.json" in capsys.readouterr().err
 
 
 def test_report_names_the_arms_that_a_part_of_the_experiment_lacks(tmp_path, capsys):
     (tmp_path / "reasons.json").write_text(json.dumps({"runs": [fake_run("adapters", 0, 0.2)]}))
     with pytest.raises(SystemExit):
-        main(["--work", str(tmp_path), "--decided", str(tmp_path)])
+        main(["--results", str(tmp_path)])
     assert "`reasons.json` must hold the arms ['full']" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("purpose", "name"),
+    [([], "phantom"), (["--reasons"], "reasons"), (["--reasons", "--pretraining", "2"], "reasons_longer")],
+)
 @pytest.mark.parametrize(("part", "is_kept"), [([], True), (["--arms", "full"], False), (["--seeds", "1"], False)])
-def test_a_part_of_the_experiment_does_not_replace_the_figures_that_the_repository_keeps(part, is_kept, monkeypatch):
+def test_a_part_of_the_experiment_does_not_replace_the_figures_that_the_repository_keeps(
+    purpose, name, part, is_kept, monkeypatch
+):
     written = []
     monkeypatch.setattr(os, "environ", dict(os.environ))  # the command sets some for its workers
     monkeypatch.setattr(run_module, "run_experiment", lambda *arguments: {"runs": [], "seconds": 0.0})
     monkeypatch.setattr(run_module, "write_json", lambda results, path: written.append(path))
-    run_module.main(["--reasons", *part])
-    assert (written[0].parent == run_module.DECIDED) == is_kept
+    run_module.main([*purpose, *part])
+    assert written == [(run_module.RESULTS if is_kept else run_module.WORK) / f"{name}.json"]
+
+
+def test_the_pages_of_the_repository_have_the_figures_that_it_keeps():
+    assert (ROOT / "RESULTS.md").read_text() == render_results(ROOT / "evidence")
+    assert (ROOT / "evidence" / "reasons.md").read_text() == render_reasons(ROOT / "evidence")
 
 
 def test_an_arm_trains_at_its_own_rate_and_with_slow_heads_where_it_says_so(work, monkeypatch):

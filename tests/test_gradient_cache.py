@@ -1,14 +1,11 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, make_batch
+from conftest import make_batch
 from run_gradient_cache_in_processes import LOSSES, build_model, cut, gradients_of, run_in_parts
-from trained import finish, losses_of, settings_of, start_training, train, write_recipe
+from trained import finish, losses_of, settings_of, start_python, start_training, torchrun, train, write_recipe
 
 from modeling_alta.modeling_alta import contrastive_losses
 from training.gradient_cache import join_embeds
@@ -35,13 +32,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(num_parts, missing_vi
 
 
 def test_two_processes_with_two_parts_each_give_the_gradients_of_the_whole(tmp_path):
-    script = [ROOT / "tests" / "run_gradient_cache_in_processes.py", "2", "skip", tmp_path]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [*launcher, *script], capture_output=True, text=True, timeout=240, env=os.environ | environment
-    )
-    assert result.returncode == 0, result.stderr
+    finish(start_python([*torchrun(2), "tests/run_gradient_cache_in_processes.py", "2", "skip", tmp_path]))
     assert_like_the_whole_batch(torch.load(tmp_path / "result.pt"), "skip")
 
 

@@ -1,11 +1,8 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT, make_batch, make_config, randomise
+from conftest import make_batch, make_config, randomise
 from torch.nn.functional import cosine_similarity, cross_entropy
+from trained import finish, start_python, torchrun
 
 from modeling_alta import AltaForPreTraining, blockwise_similarity_alta
 from modeling_alta.losses_alta import (
@@ -142,11 +139,7 @@ def test_report_loss_is_the_mean_over_masked_tokens_and_zero_without_any():
 def of_two_processes(tmp_path_factory):
     """Losses and gradients of two processes with four studies each, by `missing_views`."""
     folder = tmp_path_factory.mktemp("processes")
-    script = [ROOT / "tests" / "run_losses_in_processes.py", folder, "token", "skip"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run([*launcher, *script], capture_output=True, text=True, timeout=240, env=environment)
-    assert result.returncode == 0, result.stderr
+    finish(start_python([*torchrun(2), "tests/run_losses_in_processes.py", folder, "token", "skip"]))
     return {name: torch.load(folder / f"{name}.pt") for name in ("token", "skip")}
 
 

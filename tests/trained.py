@@ -1,15 +1,15 @@
 """Runs of the trainer that several test files share: records of the samples, a text encoder, one run of each stage."""
 
 import os
-import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
+from prepared_processes import PreparedProcess
 
 import train_accelerate
 from processing.covid_cxr import prepare_covid_cxr
@@ -19,7 +19,7 @@ from recipes.recipe import TrainArguments, build_arguments
 from training.watching import TRAINING_LOG, read_log
 
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 TINY_TOWERS = {
     "vision_config": {
         "image_size": 32,
@@ -85,22 +85,24 @@ def train_by(args: TrainArguments) -> Path:
 
 def start_training(
     recipe: Path | str, *more: str, num_processes: int = 1, script: str = "train_accelerate.py"
-) -> subprocess.Popen:
+) -> PreparedProcess:
     """Train in processes of their own: by a recipe and overrides, or by what else `script` takes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    command = [sys.executable, *(launcher if num_processes > 1 else []), script]
     arguments = ["--config", str(recipe)] if script == "train_accelerate.py" else [str(recipe)]
-    return subprocess.Popen(
-        [*command, *arguments, *more],
-        cwd=TESTS.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return start_python([*torchrun(num_processes), script, *arguments, *more])
 
 
-def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
+def torchrun(num_processes: int) -> list[str]:
+    """What stands between `python` and a script that runs in several processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    return launcher if num_processes > 1 else []
+
+
+def start_python(command: Sequence[str | Path], **environment: str) -> PreparedProcess:
+    """`python` with a command, in the root of the repository."""
+    return PreparedProcess(command, ROOT, os.environ | {"OMP_NUM_THREADS": "1"} | environment)
+
+
+def wait_for_step(process: PreparedProcess, run: Path, step: int) -> None:
     """Wait until the log of a run in other processes has come to a step."""
     deadline = time.monotonic() + 240
     while not any(row["step"] >= step for row in read_log(run / TRAINING_LOG)):
@@ -109,7 +111,7 @@ def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-def kill(process: subprocess.Popen) -> None:
+def kill(process: PreparedProcess) -> None:
     """SIGKILL to a run and all below it, at once."""
     root = psutil.Process(process.pid)
     for victim in (root, *root.children(recursive=True)):
@@ -122,7 +124,7 @@ def write_recipe(path: Path, settings: dict) -> Path:
     return path
 
 
-def finish(process: subprocess.Popen) -> str:
+def finish(process: PreparedProcess) -> str:
     """The output of processes that must succeed."""
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -140,7 +142,7 @@ def losses_of(run: Path) -> list[dict[str, float]]:
 def work(tmp_path_factory) -> Path:
     """Records of the samples and a text encoder."""
     work = tmp_path_factory.mktemp("work")
-    prepare_covid_cxr(TESTS.parent / "samples", work / "records")
+    prepare_covid_cxr(ROOT / "samples", work / "records")
     sizes = ["--hidden-size", "32", "--num-attention-heads", "2", "--epochs", "1", "--vocab-size", "300"]
     make_text_encoder(parse_args(["--records", f"{work}/records", "--output", f"{work}/text", *sizes]))
     return work

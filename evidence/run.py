@@ -121,7 +121,7 @@ def run_sweep(settings: Settings, work: Path, workers: int = 2, reuse: bool = Fa
 
 def _run_jobs(plan: list[tuple[Job, list[Job]]], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Run the first job of every pair, and after it those that follow it; give each with its result as it ends."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         running: dict[Future, tuple[Job, list[Job]]] = {pool.submit(*job): (job, after) for job, after in plan}
         while running:
@@ -147,6 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    multiprocessing.get_context("forkserver").set_forkserver_preload([run_arm.__module__])
     settings, work = _settings(args), args.work
     output = _output(args)
     if args.sweep:

@@ -1,10 +1,11 @@
+import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
+from prepared_processes import PreparedProcess
+from trained import finish
 
 
 @pytest.fixture(scope="module")
@@ -13,10 +14,8 @@ def demo(tmp_path_factory):
     clone = tmp_path_factory.mktemp("clone") / "alta"
     ignored = shutil.ignore_patterns(".venv", ".git", "output", "report.html", "runs", "__pycache__", "tests")
     shutil.copytree(ROOT, clone, ignore=ignored)
-    command = [sys.executable, "-m", "demo.run", "--quick"]
-    result = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=400)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return clone, result.stdout
+    script = ROOT / "tests" / "run_demo_in_prepared_processes.py"
+    return clone, finish(PreparedProcess([script, "--quick"], clone, os.environ))
 
 
 def test_demo_ends_in_a_self_contained_report_that_says_it_is_no_medical_device(demo):

@@ -285,11 +285,16 @@ def _eval_result(
     )
 
 
-def read_metrics(path: str | Path) -> dict[str, Any]:
-    """The metrics file of a run; a missing file or one that is not JSON is an error that names it."""
+def read_metrics(path: str | Path, name: str = "metrics") -> dict[str, Any]:
+    """The metrics file of a run, or what a command of `eval` wrote, whose argument is `name`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: one that is not JSON.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"`metrics` must be the JSON file of a run, got {path}, which is no file.")
+        raise FileNotFoundError(f"`{name}` must be a JSON file, got {path}, which is no file.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -299,6 +304,9 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m model_cards.card", description=__doc__)
     parser.add_argument("--metrics", required=True, help="metrics.json of a run")
+    for name in PROTOCOLS:
+        command = f"python -m eval.{name}"
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="JSON", help=f"what `{command}` wrote of the model")
     parser.add_argument("--output", required=True, type=Path, help="README.md to write")
     parser.add_argument("--model-id", default="alta", help="Hub id of the repository")
     parser.add_argument("--kind", choices=KINDS, default="full", help="full model or adapter repository")
@@ -312,7 +320,9 @@ def main(argv: list[str] | None = None) -> None:
     names = ("model_id", "kind", "title", "license", "data_terms", "weights_terms")
     options = {name: getattr(args, name) for name in names}
     try:
-        card = build_card(read_metrics(args.metrics), base_model=args.base, datasets=args.dataset, **options)
+        metrics = read_metrics(args.metrics)
+        metrics |= {name: read_metrics(path, name) for name in PROTOCOLS if (path := getattr(args, name))}
+        card = build_card(metrics, base_model=args.base, datasets=args.dataset, **options)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -379,7 +379,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Published ALTA or MRM checkpoint to a Hub folder.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--alta", type=Path, help="ALTA.pth: the published weights, adapters inside")
-    source.add_argument("--mrm", type=Path, help="MRM.pth or an MRM run's folder: the start of ALTA's training")
+    source.add_argument("--mrm", type=Path, help="MRM.pth or `model/` of an MRM run: the start of ALTA's training")
     parser.add_argument(
         "--text-encoder", type=Path, required=True, help="CXR-BERT folder: config, vocabulary, weights"
     )

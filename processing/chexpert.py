@@ -192,7 +192,7 @@ def read_report(path: Path, choice: str) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = corpus_parser("chexpert", __doc__.splitlines()[0])
+    parser = corpus_parser("chexpert", __doc__)
     parser.add_argument("--reports", help="table of CheXpert Plus, or its folder")
     parser.add_argument("--without-reports", action="store_true", help="make records with an empty report")
     parser.add_argument("--tables", help="folder of train.csv and valid.csv (default: beside the images, or ROOT)")

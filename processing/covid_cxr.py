@@ -182,7 +182,7 @@ def prepare_covid_cxr(root: str | Path, output: str | Path, num_proc: int = 1) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    run_corpus(corpus_parser("covid_cxr", __doc__.splitlines()[0]), _plan, arguments)
+    run_corpus(corpus_parser("covid_cxr", __doc__), _plan, arguments)
 
 
 def _plan(options: argparse.Namespace) -> Plan:

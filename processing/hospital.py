@@ -125,7 +125,7 @@ def prepare_hospital(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = corpus_parser("hospital", __doc__.splitlines()[0])
+    parser = corpus_parser("hospital", __doc__)
     parser.add_argument("--mapping", required=True, help="YAML file that says what the columns of the table mean")
     parser.add_argument("--salt-file", help=f"file of the secret salt (default: the environment's {SALT_VARIABLE})")
     parser.add_argument("--keep-dates", action="store_true", help="keep the time of each study in its record")

@@ -216,7 +216,7 @@ def read_report(path: Path, choice: str) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = corpus_parser("mimic_cxr", __doc__.splitlines()[0])
+    parser = corpus_parser("mimic_cxr", __doc__)
     parser.add_argument("--reports", help="folder whose files/ holds the reports (default: ROOT)")
     parser.add_argument("--tables", help="folder of the tables of MIMIC-CXR-JPG (default: ROOT)")
     parser.add_argument("--images", choices=list(SUFFIXES), default="jpg", help="files to read (default: jpg)")

@@ -116,7 +116,7 @@ def prepare_nih(root: str | Path, output: str | Path, num_proc: int = 1) -> dict
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    run_corpus(corpus_parser("nih", __doc__.splitlines()[0]), _plan, arguments)
+    run_corpus(corpus_parser("nih", __doc__), _plan, arguments)
 
 
 def _plan(options: argparse.Namespace) -> Plan:

@@ -150,7 +150,7 @@ def prepare_openi(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = corpus_parser("openi", __doc__.splitlines()[0])
+    parser = corpus_parser("openi", __doc__)
     add_report_option(parser)
     run_corpus(parser, _plan, arguments)
 

@@ -34,9 +34,9 @@ class TrainArguments:
         output_dir (`str`): folder of the run.
         text_encoder (`str`): folder of a vocabulary and a BERT; the stage `mrm` reads its vocabulary alone.
         mae (`str`): MAE weights that start the vision tower of `mrm`; random weights by default.
-        mrm (`str`): `MRM.pth`, or the folder that an `mrm` run wrote, which starts `alta` with `text_encoder`.
+        mrm (`str`): `MRM.pth`, or the `model/` that an `mrm` run left, which starts `alta` with `text_encoder`.
         base (`str`): a converted base, or a full model to put a new adapter over, which starts `alta` instead; in
-            `classify` a full model, a base, or what an `mrm` run wrote.
+            `classify` a full model, a base, or the `model/` of an `mrm` run.
         adapter (`str`): a trained adapter over `base`; `adapt` starts the new adapter as a copy of it.
         model (`dict`): fields of `AltaConfig`.
         peft (`dict`): `peft_type` and fields of its PEFT config.
@@ -61,11 +61,11 @@ class TrainArguments:
         mixed_precision (`str`): `"no"`, `"fp16"` or `"bf16"`.
         gradient_checkpointing (`bool`): recompute activations in the backward pass.
         torch_compile (`bool`): compile the blocks of both towers and of the decoder.
-        num_workers (`int`): processes that prepare batches.
+        num_workers (`int`): processes that prepare batches, for each training process; with 0 it does so itself.
         seed (`int`): decides initial weights, order, augmentation, masks and dropout.
         log_every (`int`): optimizer steps between two lines of the log.
         log_with (`str`): a tracker of accelerate, or `null` for none.
-        checkpoint_every (`int`): optimizer steps between two checkpoints, 0 for none.
+        checkpoint_every (`int`): optimizer steps between two checkpoints, 0 for none but the one at SIGTERM.
         keep_checkpoints (`int`): the last ones stay.
         resume (`str`): a checkpoint folder, or `"latest"`, which starts anew where there is none.
         validate_every (`int`): optimizer steps between two validations, the first before training; 0 for none.
@@ -170,7 +170,10 @@ class TrainArguments:
         if self.text_encoder is None and (self.stage == "mrm" or self.mrm is not None):
             raise ValueError("`text_encoder` must be the folder of a vocabulary and a BERT, got none.")
         if self.stage == "alta" and (self.mrm is None) == (self.base is None):
-            raise ValueError(f"`mrm` or `base` must start the stage alta, got mrm={self.mrm} and base={self.base}.")
+            raise ValueError(
+                f"Either `mrm` or `base` must start the stage alta, and the other be null, got mrm={self.mrm} and "
+                f"base={self.base}."
+            )
         if self.stage in ("adapt", "classify") and self.base is None:
             raise ValueError(f"`base` must be the trained model that the stage {self.stage} starts from, got none.")
         if self.adapter is not None and self.base is None:

@@ -142,6 +142,18 @@ def test_command_writes_a_card_that_the_hub_library_reads(tmp_path, metrics):
     assert len(card.data.eval_results) == 6
 
 
+def test_command_adds_what_the_commands_of_eval_wrote(tmp_path, metrics):
+    retrieval = metrics.pop("retrieval")
+    for name, content in (("metrics", metrics), ("retrieval", retrieval)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    command = ["--metrics", str(tmp_path / "metrics.json"), "--output", str(tmp_path / "README.md")]
+    main(command)
+    without = (tmp_path / "README.md").read_text(encoding="utf-8")
+    main([*command, "--retrieval", str(tmp_path / "retrieval.json")])
+    assert "text to image R@1" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "text to image R@1" not in without
+
+
 def test_command_names_a_missing_metrics_file(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--metrics", "nowhere.json", "--output", str(tmp_path / "README.md")])

@@ -164,9 +164,13 @@ def corpus_parser(module: str, description: str) -> argparse.ArgumentParser:
 
     Args:
         module (`str`): name of the corpus module, as in `python -m processing.<module>`.
-        description (`str`): one line.
+        description (`str`): what it reads, how it must lie, and what becomes of it.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m processing.{module}", description=description)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m processing.{module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--root", required=True, help="folder of the corpus")
     parser.add_argument("--output", required=True, help="folder for data/<split>-*.parquet and summary.json")
     parser.add_argument("--num-proc", type=int, default=os.cpu_count(), help="worker processes (default: all cores)")

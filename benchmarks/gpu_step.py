@@ -4,8 +4,8 @@ How fast is a full-size train step on a GPU, what memory does it take, and what 
 `python -m benchmarks.gpu_step` prints JSON: for every number of studies, until memory runs out, and every form,
 studies per second, peak memory, and the share of the peak of dense bf16 products measured beside it. A step is
 forward, backward and fused AdamW under bf16 autocast with dropout, on studies of which half of the view slots are
-there; `plain` is the plain form of the same model, `ours` what a recipe with `mixed_precision: bf16` runs, and
-`compiled` the same with `torch_compile: true`.
+there; `plain` is the plain form of the same model, `ours` what a recipe with `mixed_precision: bf16` and
+`missing_views: skip` runs, and `compiled` the same with `torch_compile: true`.
 """
 
 import argparse

@@ -59,14 +59,14 @@ def run_experiment(
         work (`Path`): folder for what the arms of a seed share.
         covid_root (`Path`, *optional*): folder of the COVID-19 collection.
         workers (`int`): processes.
-        for_reasons (`bool`): take `settings.reason_seeds`, and the validation split as the unseen studies.
+        for_reasons (`bool`): take `settings.validation_seeds`, and that split as the unseen studies.
         reuse (`bool`): take the seeds that an earlier run prepared in `work` with the same settings.
 
     Returns:
         `dict`: `corpus`, `settings`, `workers`, `seconds`, `prepared` (seed → what it took) and `runs`.
     """
     start = time.monotonic()
-    seeds = settings.reason_seeds if for_reasons else settings.seeds
+    seeds = settings.validation_seeds if for_reasons else settings.seeds
     rates = {arm: learning_rate_of(ARMS[arm], settings) for arm in arms}
     plan = [
         (
@@ -165,8 +165,7 @@ def main(argv: list[str] | None = None) -> None:
 def _settings(args: argparse.Namespace) -> Settings:
     settings = QUICK if args.quick else STANDARD
     if args.seeds:
-        seeds = tuple(args.seeds)
-        settings = replace(settings, seeds=seeds, validation_seeds=seeds, reason_seeds=seeds)
+        settings = replace(settings, seeds=tuple(args.seeds), validation_seeds=tuple(args.seeds))
     return settings.with_longer_pretraining(args.pretraining)
 
 

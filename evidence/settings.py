@@ -44,9 +44,8 @@ class Settings:
         num_candidates (`int`): unseen studies and reports among which the right one is sought.
         num_groups (`int`): so many groups of candidates, of which the recalls are means.
         seeds (`tuple[int, ...]`): each makes its own studies, text encoder, vision tower and runs.
-        validation_seeds (`tuple[int, ...]`): those on whose validation split learning rates are chosen; what was
-            decided on them is tested on `seeds`.
-        reason_seeds (`tuple[int, ...]`): those on whose validation split reasons are looked for.
+        validation_seeds (`tuple[int, ...]`): those on whose validation split learning rates are chosen and reasons are
+            looked for; what was decided on them is tested on `seeds`.
         image_size (`int`): side of the images in pixels, of which the phantom draws somewhat more.
         vocab_size, max_report_length (`int`): of the reports' tokens.
         text_encoder (`dict`): arguments of `pretrain_text_encoder`.
@@ -66,7 +65,6 @@ class Settings:
     num_groups: int = 2
     seeds: tuple[int, ...] = (6, 7, 8)
     validation_seeds: tuple[int, ...] = (100, 101)
-    reason_seeds: tuple[int, ...] = (100, 101, 102)
     image_size: int = 48
     vocab_size: int = 400
     max_report_length: int = 64
@@ -122,7 +120,6 @@ QUICK = Settings(
     num_candidates=8,
     seeds=(0, 1),
     validation_seeds=(100,),
-    reason_seeds=(100,),
     text_encoder={**STANDARD.text_encoder, "epochs": 1},
     mrm_steps=2,
     steps=2,

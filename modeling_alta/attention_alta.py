@@ -34,6 +34,8 @@ def attend(
             where a query sees a key.
         dropout (`float`): share of the attention weights dropped.
     """
+    if not query.shape[0]:
+        return query  # which the fused forms of torch before 2.10 refuse
     # On a CPU the fused backward is several times slower in half precision, and nothing is fused with dropout.
     if query.device.type != "cpu" or (query.dtype == torch.float32 and not dropout):
         return nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)

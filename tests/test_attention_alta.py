@@ -36,6 +36,13 @@ def test_attention_with_dropout_is_right_on_average_and_differs_from_draw_to_dra
     assert not torch.equal(draws[0], draws[1])
 
 
+def test_attention_over_an_empty_batch_is_empty_and_gives_a_gradient():
+    states = [torch.zeros(0, 2, 4, 8, requires_grad=True) for _ in range(3)]
+    context = attend(*states)
+    context.sum().backward()
+    assert context.shape == states[0].grad.shape == (0, 2, 4, 8)
+
+
 def test_packing_leaves_padding_out_and_can_be_undone():
     packing = TextPacking.from_mask(MASK)
     padded = torch.arange(12.0).reshape(3, 4)

@@ -21,7 +21,7 @@ from trained import (
 from recipes.recipe import read_recipe
 from training.batches import iterate_batches
 from training.build import build_run
-from training.checkpoints import find_checkpoint, save_checkpoint, trained_weights
+from training.checkpoints import find_checkpoint, resume, save_checkpoint, trained_weights
 
 
 LONG = {"num_epochs": 4, "schedule_epochs": 4, "checkpoint_every": 2}
@@ -48,8 +48,9 @@ def test_a_run_killed_and_resumed_has_the_losses_of_one_never_stopped(mrm_run, w
     assert_went_on(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_two_processes_killed_and_resumed_have_the_losses_of_a_run_never_stopped(mrm_run, work, tmp_path):
-    prepared = {"batch_size": 3, "gradient_accumulation_steps": 2}
+def test_several_processes_killed_and_resumed_have_the_losses_of_a_run_never_stopped(mrm_run, work, tmp_path):
+    # Of three: the sum of two does not tell in which order they were added.
+    prepared = {"batch_size": 2, "gradient_accumulation_steps": 2}
     streamed = prepared | {"streaming": True, "num_workers": 2}
     recipes = write_recipes(work, tmp_path, whole_1=prepared, killed_1=prepared, whole_2=streamed, killed_2=streamed)
     first = start_recipes(recipes["whole_1"], recipes["whole_2"], recipes["killed_1"])
@@ -72,7 +73,7 @@ def write_recipes(work, folder, **settings):
 
 
 def start_recipes(*recipes):
-    return start_training(*map(str, recipes), num_processes=2, script="tests/run_recipes_in_processes.py")
+    return start_training(*map(str, recipes), num_processes=3, script="tests/run_recipes_in_processes.py")
 
 
 def kill_at_step(process, run, step):
@@ -149,21 +150,53 @@ def test_a_broken_checkpoint_that_was_named_is_an_error(mrm_run, work):
         train(work, "alta", "broken", resume=str(checkpoint))
 
 
+@pytest.fixture(scope="module")
+def saved(mrm_run, work):
+    """The run folder of a run with one checkpoint."""
+    return train(work, "alta", "other", checkpoint_every=6)
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
-    [({"batch_size": 4}, "studies_per_step"), ({"seed": 1}, "seed")],
+    [
+        ({"batch_size": 4}, "studies_per_step"),
+        ({"batch_size": 4, "gradient_accumulation_steps": 2}, "studies_per_contrast"),
+        ({"seed": 1}, "seed"),
+        ({"base_learning_rate": 0.01}, "base_learning_rate"),
+        ({"warmup_epochs": 0}, "warmup_epochs"),
+    ],
 )
-def test_a_checkpoint_of_another_run_is_an_error_that_names_the_difference(mrm_run, work, settings, name):
-    run = train(work, "alta", "other", checkpoint_every=6)
+def test_a_checkpoint_of_another_run_is_an_error_that_names_the_difference(saved, work, settings, name):
     with pytest.raises(ValueError, match=f"must be a checkpoint of the same run, got .*, whose `{name}` was"):
-        train(work, "alta", "other", resume=f"{run}/checkpoints/step_00000006", **settings)
+        train(work, "alta", "other", resume=f"{saved}/checkpoints/step_00000006", **settings)
 
 
-def test_a_stream_goes_on_with_as_many_workers_only(mrm_run, work):
+def test_a_run_does_not_start_anew_over_the_checkpoints_of_another(saved, work):
+    with pytest.raises(ValueError, match="`resume` must be 'latest' or a checkpoint where there are some, got none"):
+        train(work, "alta", "other")
+    assert find_checkpoint(saved).name == "step_00000006"
+
+
+def test_a_run_that_goes_back_goes_on_from_there_and_keeps_what_it_writes_then(mrm_run, work):
+    run = train(work, "alta", "back", checkpoint_every=1, keep_checkpoints=9)
+    expected = losses_of(run)
+    built = build(work, "back", resume=f"{run}/checkpoints/step_00000002", keep_checkpoints=2)
+    resume(built)
+    assert find_checkpoint(run).name == "step_00000002"
+    built.progress.step = 3
+    save_checkpoint(built)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000002", "step_00000003"]
+    train(work, "alta", "back", resume=f"{run}/checkpoints/step_00000002")
+    assert losses_of(run) == expected
+
+
+def test_a_stream_goes_on_with_as_many_workers_and_the_same_portions_only(mrm_run, work):
     run = train(work, "alta", "stream", checkpoint_every=6, streaming=True)
-    checkpoint = f"{run}/checkpoints/step_00000006"
-    with pytest.raises(ValueError, match=r"`processes and workers of the stream` was \[1, 0\] and is \[1, 1\] now"):
+    checkpoint, readers = f"{run}/checkpoints/step_00000006", "`processes, workers and batch of the stream`"
+    with pytest.raises(ValueError, match=rf"{readers} was \[1, 0, 8\] and is \[1, 1, 8\] now"):
         train(work, "alta", "stream", streaming=True, num_workers=1, resume=checkpoint)
+    with pytest.raises(ValueError, match=rf"{readers} was \[1, 0, 8\] and is \[1, 0, 4\] now"):
+        train(work, "alta", "stream", streaming=True, micro_batch_size=4, resume=checkpoint)
 
 
 def test_resume_from_a_folder_that_is_not_there_is_an_error(mrm_run, work):

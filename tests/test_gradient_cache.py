@@ -7,8 +7,10 @@ from conftest import make_batch
 from run_gradient_cache_in_processes import LOSSES, build_model, cut, gradients_of, run_in_parts
 from trained import finish, losses_of, settings_of, start_python, start_training, torchrun, train, write_recipe
 
+from modeling_alta import modeling_alta
+from modeling_alta.losses_alta import local_contrastive_loss
 from modeling_alta.modeling_alta import contrastive_losses
-from training.gradient_cache import join_embeds
+from training.gradient_cache import PER_STUDY, _contrast, join_embeds
 
 
 def assert_like_the_whole_batch(result, missing_views):
@@ -43,6 +45,26 @@ def test_joined_embeddings_are_those_of_the_whole_batch():
         joined = join_embeds([model(**cut(batch, 2, part), contrast=False) for part in range(4)])
     expected = torch.stack([whole.global_contrastive_loss, whole.local_contrastive_loss])
     torch.testing.assert_close(torch.stack(contrastive_losses(joined)), expected)
+
+
+@pytest.mark.parametrize("local_dtype", [torch.float32, torch.bfloat16])
+def test_gradients_at_half_embeddings_are_kept_in_float32_and_the_local_loss_gets_the_dtype_of_the_model(
+    local_dtype, monkeypatch
+):
+    given, model = [], build_model("skip")
+
+    def watch(words, *rest):
+        given.append(words.dtype)
+        return local_contrastive_loss(words, *rest)
+
+    monkeypatch.setattr(modeling_alta, "local_contrastive_loss", watch)
+    with torch.no_grad():
+        joined = join_embeds([model(**make_batch(8), contrast=False)])
+    for name in PER_STUDY:
+        joined[name] = joined[name].half()
+    _, cache = _contrast(model.config, joined, local_dtype)
+    assert given == [local_dtype] and {gradient.dtype for gradient in cache.values()} == {torch.float32}
+    assert cache["image_embeds"].abs().max() > 0
 
 
 def test_a_run_has_the_same_losses_however_a_step_is_split(mrm_run, work, tmp_path):

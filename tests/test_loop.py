@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -28,7 +29,9 @@ from recipes.recipe import read_recipe
 from training.batches import iterate_batches
 from training.build import build_run
 from training.checkpoints import find_checkpoint
+from training.interruption import StopSignal
 from training.loop import check_finite, share
+from training.watching import VALIDATION_LOG, read_log
 
 
 def training_processes(launcher, num_processes: int) -> list[psutil.Process]:
@@ -56,6 +59,19 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_success_and_it_goes_on_exactly
         train_by(read_recipe(recipe, ["resume=latest"]))
         train_by(read_recipe(recipe, [f"output_dir={tmp_path}/whole"]))
         assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+
+
+def test_sigterm_is_answered_before_a_validation_which_comes_when_the_run_goes_on(mrm_run, work, monkeypatch):
+    settings = {"validate_every": 2, "num_epochs": 1}
+    whole = train(work, "alta", "validated", **settings)
+    monkeypatch.setattr(StopSignal, "received", property(lambda self: True, lambda self, value: None), raising=False)
+    steps = 0
+    while not (work / "answered" / "metrics.json").exists():
+        assert len(read_log(work / "answered" / VALIDATION_LOG)) <= 1 + steps // 2
+        train(work, "alta", "answered", **settings, resume="latest")
+        steps += 1
+    assert read_log(work / "answered" / VALIDATION_LOG) == read_log(whole / VALIDATION_LOG)
+    assert losses_of(work / "answered") == losses_of(whole)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_studies(mrm_run, work, monkeypatch):
@@ -88,8 +104,8 @@ def test_a_worker_that_dies_is_replaced_and_every_batch_comes_once(mrm_run, work
     expected = [batch["study_id"] for batch in iterate_batches(run)]
     batches = iterate_batches(run)
     got = [next(batches)["study_id"] for _ in range(2)]
-    for child in psutil.Process().children():
-        child.kill()
+    for worker in multiprocessing.active_children():
+        worker.kill()
     time.sleep(0.5)
     with pytest.warns(UserWarning, match="New workers go on at batch"):
         got += [batch["study_id"] for batch in batches]

@@ -82,3 +82,8 @@ def test_an_order_that_does_not_fit_is_an_error(stream):
     order = BatchOrder(21, 2, 0, row_groups=stream.row_groups, num_workers=2)
     with pytest.raises(ValueError, match="`num_workers` must be the 2 of `order`, got 0"):
         make_training_loader(stream, order, None)
+
+
+@pytest.mark.parametrize(("batches_at_once", "ahead"), [(1, 2), (2, 2), (7, 5)])
+def test_workers_have_the_batches_of_a_step_ready_that_are_taken_together(stream, batches_at_once, ahead):
+    assert make_loader(stream, 2, batches_at_once=batches_at_once).prefetch_factor == ahead

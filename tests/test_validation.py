@@ -11,6 +11,7 @@ from processing.records.study_records import load_study_records
 from training import stage as stages
 from training.alta_stage import AltaStage
 from training.mrm_stage import MrmStage
+from training.shares import share_of
 from training.watching import VALIDATION_LOG, read_log
 
 
@@ -46,6 +47,15 @@ def test_the_mrm_stage_is_judged_by_its_losses_and_less_is_better(work):
     assert best["value"] == min(row["loss"] for row in rows[1:])
     assert rows[0]["loss"] == pytest.approx(rows[0]["image_reconstruction_loss"] + rows[0]["masked_report_loss"])
     AltaForMaskedRecordModeling.from_pretrained(run / "best" / "model")
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 4, 7])
+def test_processes_share_items_evenly_and_in_their_order(num_processes):
+    for number in range(1, 40):
+        items = list(range(number))
+        shares = [share_of(items, num_processes, index) for index in range(num_processes)]
+        assert len({len(share) for share in shares}) == 1
+        assert sum(shares, [])[:number] == items
 
 
 def test_a_metric_that_the_stage_does_not_give_is_an_error_before_training_that_lists_those_it_gives(mrm_run, work):

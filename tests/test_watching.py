@@ -1,3 +1,6 @@
+import json
+from types import SimpleNamespace
+
 import accelerate.tracking
 import pytest
 import torch
@@ -6,6 +9,7 @@ from peft import get_peft_model
 from trained import arguments_of, train
 
 from modeling_alta import AltaAdapterConfig
+from training import validation, watching
 from training.build import build_accelerator
 from training.watching import TRAINING_LOG, VALIDATION_LOG, adapter_norm, read_log
 
@@ -46,6 +50,32 @@ def test_validation_gives_retrieval_and_zero_shot_before_training_every_n_steps_
     rows = read_log(watched / VALIDATION_LOG)
     assert [row["step"] for row in rows] == [0, 2, 3]
     assert {"text_to_image_recall_at_1", "image_to_text_median_rank", "zero_shot_macro_auroc"} <= rows[0].keys()
+
+
+def test_a_run_that_goes_on_keeps_the_figures_from_before_training_and_its_last_line(mrm_run, work):
+    settings = {"validate_every": 2, "checkpoint_every": 3, "num_epochs": 1}
+    run = train(work, "alta", "goes_on", **settings)
+    expected = [read_log(run / name) for name in (TRAINING_LOG, VALIDATION_LOG)]
+    last = json.loads((run / "metrics.json").read_text())["training"]
+    with (run / TRAINING_LOG).open("a") as file:
+        file.write('{"step": 4, "lo')  # the line that was being written when the run was killed
+    train(work, "alta", "goes_on", **settings, resume="latest")
+    assert [read_log(run / name) for name in (TRAINING_LOG, VALIDATION_LOG)] == expected
+    assert json.loads((run / "metrics.json").read_text())["training"] == last != {}
+
+
+def test_a_full_disk_costs_lines_of_the_log_and_the_best_weights_but_not_the_run(mrm_run, work, monkeypatch):
+    def full(*arguments, **keywords):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(validation, "save_weights", full)
+    monkeypatch.setattr(watching, "json", SimpleNamespace(dumps=full, loads=json.loads))
+    with pytest.warns(UserWarning) as warned:
+        run = train(work, "alta", "full_disk_log", validate_every=2, num_epochs=1)
+    told = " ".join(str(warning.message) for warning in warned)
+    assert "No line of training_log.jsonl at step 1: No space left" in told
+    assert "The best weights, of step 2, could not be kept: OSError: No space left" in told
+    assert (run / "full").is_dir() and not (run / "best" / "full").exists()
 
 
 def test_adapter_norm_counts_what_peft_added_alone(tiny_base):

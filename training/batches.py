@@ -27,7 +27,9 @@ def iterate_batches(run: Run) -> Iterator[dict[str, Any]]:
     while place < len(run.order):
         run.order.set_place(epoch, place)
         try:
-            for batch in make_training_loader(run.studies, run.order, run.collator, run.args.num_workers):
+            for batch in make_training_loader(
+                run.studies, run.order, run.collator, run.args.num_workers, batches_at_once=run.args.parts_per_batch
+            ):
                 place, deaths = place + 1, 0
                 yield batch
         except DeadWorkerError as error:

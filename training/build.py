@@ -1,8 +1,10 @@
 """A recipe to a run that is ready to train."""
 
+import warnings
+
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch import nn
 
 from modeling_alta.adapters_alta import cast_frozen_matrices
@@ -20,6 +22,7 @@ from training.stage import base_config, training_records
 
 STAGES = {"mrm": MrmStage, "alta": AltaStage, "adapt": AltaStage, "classify": ClassifyStage}
 
+COMPILED_FORMS = 32
 HALF_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -56,12 +59,15 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
             unwatched.
         ValueError: if the launch asks for an engine that needs a GPU, and there is none.
     """
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     accelerator = Accelerator(
         # Without it, two processes on a machine without an accelerator would train apart, each as if alone.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=args.mixed_precision,
         log_with=args.log_with,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=args.output_dir),
+        # DDP would regroup gradients after its first step, and a resumed run add them up in another order.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     check_engine(accelerator)
     set_product_precision(args.mixed_precision, accelerator.device.type)
@@ -105,6 +111,8 @@ def build_order(args: TrainArguments, accelerator: Accelerator, studies) -> Batc
 
 def compile_blocks(model: nn.Module) -> None:
     """Compile every transformer block alone: the blocks of a tower share one graph, and shapes may vary."""
+    # Training, validation and the two passes of gradient caching each need graphs of their own.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_FORMS)
     for module in model.modules():
         if type(module).__name__ in ("AltaBlock", "BertLayer"):
             module.compile(dynamic=True)

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,10 @@ def save_checkpoint(run: Run) -> Path | None:
     if run.accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
     run.accelerator.wait_for_everyone()
-    error = _try_to(lambda: run.accelerator.save_state(str(unfinished)))
+    error = try_to(lambda: run.accelerator.save_state(str(unfinished)))
     errors = [error for error in gather_object([error]) if error]
     if run.accelerator.is_main_process and not errors:
-        errors = [error for error in [_try_to(lambda: _finish(run, unfinished, final))] if error]
+        errors = [error for error in [try_to(lambda: _finish(run, unfinished, final))] if error]
     errors = [error for error in gather_object([errors[:1]]) if error]
     if errors:
         _give_up(run, unfinished, errors[0])
@@ -53,9 +55,11 @@ def resume(run: Run) -> None:
 
     Raises:
         FileNotFoundError: if `resume` names a folder that is not there.
-        ValueError: if the checkpoint is broken, or belongs to other studies, another batch or another base.
+        ValueError: if the checkpoint is broken, or belongs to other studies, another batch or another base; if there
+            are checkpoints, and `resume` does not say what to do with them.
     """
     if run.args.resume is None:
+        _check_unused(Path(run.args.output_dir))
         return
     path = find_checkpoint(run.args.output_dir) if run.args.resume == "latest" else Path(run.args.resume)
     if path is None:
@@ -68,15 +72,17 @@ def resume(run: Run) -> None:
         raise ValueError(f"`resume` must be a whole checkpoint, got {path}: {problem}.")
     _check_identity(run, path)
     run.accelerator.load_state(str(path))
+    if run.accelerator.is_main_process and path.resolve().parent == Path(run.args.output_dir, "checkpoints").resolve():
+        _write_manifest(path, _read_manifest(path))  # the last one again, if the run went back to it
     run.accelerator.print(f"Resumed from {path}.")
 
 
 def find_checkpoint(output_dir: str | Path) -> Path | None:
-    """The last whole checkpoint of a run; every one that is not whole is skipped with a warning."""
+    """The whole checkpoint that a run wrote last, or went back to; one that is not whole is skipped with a warning."""
     folder = Path(output_dir, "checkpoints")
     if (folder / UNFINISHED_NAME).exists():
         warnings.warn(f"Skipped {folder / UNFINISHED_NAME}: the run ended while it was written.", stacklevel=2)
-    for path in sorted(folder.glob("step_*"), reverse=True):
+    for path in reversed(_by_age(folder)):
         problem = find_damage(path)
         if problem is None:
             return path
@@ -87,7 +93,7 @@ def find_checkpoint(output_dir: str | Path) -> Path | None:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint: a file of its manifest that is missing or of another size."""
     try:
-        files = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
+        files = _read_manifest(path)["files"]
     except (OSError, ValueError, KeyError):
         return f"it has no readable {MANIFEST_NAME}"
     for name, size in files.items():
@@ -182,7 +188,8 @@ def frozen_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _try_to(write: Any) -> str | None:
+def try_to(write: Callable[[], Any]) -> str | None:
+    """Why something could not be written, or `None` if it was."""
     # A full disk shows as OSError, as RuntimeError of torch.save or as an error of safetensors.
     try:
         write()
@@ -194,15 +201,37 @@ def _try_to(write: Any) -> str | None:
 def _finish(run: Run, unfinished: Path, final: Path) -> None:
     files = sorted(path for path in unfinished.rglob("*") if path.is_file())
     manifest = {"files": {str(file.relative_to(unfinished)): file.stat().st_size for file in files}}
-    manifest_path = unfinished / MANIFEST_NAME
-    manifest_path.write_text(json.dumps(manifest | run.identity(), indent=2), encoding="utf-8")
-    for file in (*files, manifest_path):
+    for file in files:
         _flush(file)
+    _write_manifest(unfinished, manifest | run.identity())
     shutil.rmtree(final, ignore_errors=True)
     unfinished.rename(final)
     _flush(final.parent)
-    for old in sorted(final.parent.glob("step_*"))[: -run.args.keep_checkpoints]:
+    for old in _by_age(final.parent)[: -run.args.keep_checkpoints]:
         shutil.rmtree(old)
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """Checkpoints in the order in which they were written, which is not that of their steps if a run went back."""
+
+    def age(path: Path) -> tuple[float, str]:
+        try:
+            return _read_manifest(path)["written"], path.name
+        except (OSError, ValueError, KeyError):
+            return 0.0, path.name
+
+    return sorted(folder.glob("step_*"), key=age)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    return json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
+
+
+def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    unfinished = path / f"{MANIFEST_NAME}.{UNFINISHED_NAME}"
+    unfinished.write_text(json.dumps(manifest | {"written": time.time()}, indent=2), encoding="utf-8")
+    _flush(unfinished)
+    unfinished.rename(path / MANIFEST_NAME)
 
 
 def _flush(path: Path) -> None:
@@ -221,8 +250,17 @@ def _give_up(run: Run, unfinished: Path, error: str) -> None:
     run.accelerator.wait_for_everyone()
 
 
+def _check_unused(output_dir: Path) -> None:
+    found = _by_age(output_dir / "checkpoints")
+    if found:
+        raise ValueError(
+            f"`resume` must be 'latest' or a checkpoint where there are some, got none, and {found[-1]} is there. "
+            "Remove `checkpoints` or take another `output_dir` to start anew."
+        )
+
+
 def _check_identity(run: Run, path: Path) -> None:
-    manifest = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
+    manifest = _read_manifest(path)
     for name, value in run.identity().items():
         if manifest.get(name) != value:
             raise ValueError(
@@ -243,4 +281,5 @@ __all__ = [
     "save_checkpoint",
     "save_weights",
     "trained_weights",
+    "try_to",
 ]

@@ -54,7 +54,8 @@ def backward_in_parts(
         seed_forward(part)
         return model(**send_to_device(parts[part], accelerator.device, non_blocking=True), contrast=False)
 
-    result, cache = _contrast(config, join_embeds(_without_gradients(embed, len(parts))))
+    local_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    result, cache = _contrast(config, join_embeds(_without_gradients(embed, len(parts))), local_dtype)
     shares = _shares_of_parts(accelerator, parts)
     start = 0
     for index in range(len(parts)):
@@ -92,10 +93,16 @@ def _without_gradients(
 
 
 def _contrast(
-    config: AltaConfig, joined: AltaForPreTrainingOutput
+    config: AltaConfig, joined: AltaForPreTrainingOutput, local_dtype: torch.dtype
 ) -> tuple[AltaForPreTrainingOutput, dict[str, torch.Tensor]]:
-    """The contrastive losses of the whole batch and their gradients at the embeddings and scales."""
-    leaves = {name: joined[name].requires_grad_() for name in (*PER_STUDY, "logit_scales")}
+    """The contrastive losses of the whole batch and their gradients at the embeddings and scales.
+
+    These are in float32, since in float16 they would vanish. The local loss gets words and patches in `local_dtype`,
+    as from the model itself: it has kernels for bfloat16.
+    """
+    leaves = {name: joined[name].float().requires_grad_() for name in (*PER_STUDY, "logit_scales")}
+    for name, leaf in leaves.items():
+        joined[name] = leaf.to(local_dtype) if name in ("word_embeds", "patch_embeds") else leaf
     joined.global_contrastive_loss, joined.local_contrastive_loss = contrastive_losses(joined)
     gradients = torch.autograd.grad(weigh_losses(config, joined), list(leaves.values()))
     kept = ("global_contrastive_loss", "local_contrastive_loss", "logit_scales")

@@ -32,9 +32,7 @@ def train(run: Run, log: TrainLog, stop: StopSignal) -> bool:
         FloatingPointError: on every process, naming the studies, if a loss or a gradient is not finite.
         OSError: if the checkpoint that SIGTERM asks for cannot be written.
     """
-    if run.args.validate_every and not run.progress.step:
-        # Figures to compare with; and what is wrong with the validation shows now, not after hours.
-        log.add_validation(measure_run(run))
+    _validate_if_due(run, log)
     while run.progress.epoch < run.args.num_epochs:
         batches = iterate_batches(run)
         while run.progress.epoch_step < run.steps_per_epoch:
@@ -42,10 +40,11 @@ def train(run: Run, log: TrainLog, stop: StopSignal) -> bool:
             run.progress.step += 1
             run.progress.epoch_step += 1
             log.add_step(figures)
-            _validate_if_due(run, log)
             if figures["stopped"]:
+                # At once, since whoever sent the signal will not wait for a validation: it comes when the run goes on.
                 _save_before_stop(run)
                 return False
+            _validate_if_due(run, log)
             if run.args.checkpoint_every and run.progress.step % run.args.checkpoint_every == 0:
                 save_checkpoint(run)
         run.progress.epoch, run.progress.epoch_step = run.progress.epoch + 1, 0
@@ -167,9 +166,12 @@ def _figures(output: Any) -> dict[str, torch.Tensor]:
 
 
 def _validate_if_due(run: Run, log: TrainLog) -> None:
-    step = run.progress.step
-    if run.args.validate_every and (step % run.args.validate_every == 0 or step == run.total_steps):
-        log.add_validation(validate_run(run))
+    step, every = run.progress.step, run.args.validate_every
+    if every and (step % every == 0 or step == run.total_steps) and run.progress.validated != step:
+        # Before training, figures to compare with; and what is wrong with the validation shows then, not after hours.
+        figures = validate_run(run) if step else measure_run(run)
+        run.progress.validated = step
+        log.add_validation(figures)
 
 
 def _save_before_stop(run: Run) -> None:

@@ -15,6 +15,10 @@ from recipes.recipe import TrainArguments
 from training.stage import Stage
 
 
+# Its state brings these along, whatever the recipe says.
+OF_THE_OPTIMIZER = ("base_learning_rate", "weight_decay", "betas", "warmup_epochs", "schedule_epochs")
+
+
 @dataclass
 class TrainProgress:
     """
@@ -24,6 +28,7 @@ class TrainProgress:
         epoch (`int`): the epoch, counted from 0.
         epoch_step (`int`): optimizer steps of this epoch that are done.
         step (`int`): optimizer steps of the run that are done.
+        validated (`int`): the step of the last validation, −1 before the first.
         skipped (`int`): records that could not be read so far.
         sums (`dict`): sums over the steps since the last line of the log, and under `count` their number.
         best (`dict`): `step`, `metric` and `value` of the best validation so far; empty before the first.
@@ -32,6 +37,7 @@ class TrainProgress:
     epoch: int = 0
     epoch_step: int = 0
     step: int = 0
+    validated: int = -1
     skipped: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
@@ -79,14 +85,15 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on exactly."""
-        # The batches of a stream depend on who reads which part of it.
-        readers = [self.accelerator.num_processes, self.args.num_workers] if self.args.streaming else None
+        args, processes = self.args, self.accelerator.num_processes
+        # The batches of a stream depend on who reads which part of it, in which portions.
+        readers = [processes, args.num_workers, args.micro_batch_size or args.batch_size] if args.streaming else None
         return {
-            "stage": self.args.stage,
-            "seed": self.args.seed,
+            **{name: getattr(args, name) for name in ("stage", "seed", *OF_THE_OPTIMIZER)},
             "studies": len(self.studies),
             "studies_per_step": self.studies_per_step,
-            "processes and workers of the stream": readers,
+            "studies_per_contrast": args.batch_size * processes,
+            "processes, workers and batch of the stream": readers,
             "frozen_sha256": self.frozen_sha256,
         }
 

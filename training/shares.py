@@ -20,10 +20,19 @@ def share_between_processes(run: Run, items: list[Any], work: Callable[[list[Any
     Returns:
         `torch.Tensor` of shape `(len(items), ...)`: on the CPU.
     """
-    # Shares of one length: an engine that shards the model needs as many forward passes from every process.
-    with run.accelerator.split_between_processes(items, apply_padding=True) as part:
-        rows = work(part).to(run.accelerator.device)
-    return run.accelerator.gather(rows)[: len(items)].cpu()
+    accelerator = run.accelerator
+    rows = work(share_of(items, accelerator.num_processes, accelerator.process_index)).to(accelerator.device)
+    return accelerator.gather(rows)[: len(items)].cpu()
 
 
-__all__ = ["share_between_processes"]
+def share_of(items: list[Any], num_processes: int, process_index: int) -> list[Any]:
+    """
+    The items of one process. The shares are of one length, since an engine that shards the model needs as many forward
+    passes from every process; the last item fills them up behind all others.
+    """
+    size = -(-len(items) // num_processes)
+    share = items[process_index * size : (process_index + 1) * size]
+    return share + items[-1:] * (size - len(share))
+
+
+__all__ = ["share_between_processes", "share_of"]

@@ -1,11 +1,14 @@
 """Figures on the validation split while a run goes, and the best weights by one of them."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from eval.protocol import write_json
-from training.checkpoints import WEIGHTS_NAME, load_weights, save_weights, trained_weights
+from training.checkpoints import WEIGHTS_NAME, load_weights, save_weights, trained_weights, try_to
 from training.run import Run
 
 
@@ -35,8 +38,9 @@ def validate_run(run: Run) -> dict[str, float]:
     """What `measure_run` gives; the best so far by the metric is noted and its weights are kept in `best/`."""
     figures, metric = measure_run(run), metric_of(run)
     if is_better(run, metric, figures[metric]):
-        run.progress.best = {"step": run.progress.step, "metric": metric, "value": figures[metric]}
-        keep_best(run, figures)
+        best = {"step": run.progress.step, "metric": metric, "value": figures[metric]}
+        if keep_best(run, best | {"figures": figures}):
+            run.progress.best = best
     return figures
 
 
@@ -48,15 +52,21 @@ def is_better(run: Run, metric: str, value: float) -> bool:
     return value < best["value"] if metric in run.stage.lower_is_better else value > best["value"]
 
 
-def keep_best(run: Run, figures: dict[str, float]) -> None:
-    """Write the trained weights over those of the best before."""
-    folder = Path(run.args.output_dir, BEST_NAME)
-    weights = trained_weights(run.accelerator, run.model)
+def keep_best(run: Run, best: dict[str, Any]) -> bool:
+    """Write the trained weights, and what is said of them, over those of the best before; if that fails, as on a full
+    disk, those stay, with a warning. Every process must call it, and is told whether they were written."""
+    weights, error = trained_weights(run.accelerator, run.model), None
     if run.accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(weights, folder / WEIGHTS_NAME)
-        write_json(run.progress.best | {"figures": figures}, folder / "validation.json")
-    run.accelerator.wait_for_everyone()
+        error = try_to(lambda: _write_best(Path(run.args.output_dir, BEST_NAME), weights, best))
+        if error:
+            warnings.warn(f"The best weights, of step {best['step']}, could not be kept: {error}.", stacklevel=3)
+    return not any(gather_object([error]))
+
+
+def _write_best(folder: Path, weights: dict[str, torch.Tensor], best: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(weights, folder / WEIGHTS_NAME)
+    write_json(best, folder / "validation.json")
 
 
 def load_best(run: Run, model: torch.nn.Module) -> bool:

@@ -3,6 +3,8 @@
 import json
 import resource
 import sys
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +19,7 @@ from training.stage import trained_parameters
 
 TRAINING_LOG = "training_log.jsonl"
 VALIDATION_LOG = "validation_log.jsonl"
+PLACE = ("step", "epoch")
 
 
 class TrainLog:
@@ -31,7 +34,6 @@ class TrainLog:
     def __init__(self, run: Run):
         self.run = run
         self.folder = Path(run.args.output_dir)
-        self.last: dict[str, float] = {}
         self.seconds = self.waited = 0.0
         self.steps = 0
         self.bar = tqdm(
@@ -45,6 +47,8 @@ class TrainLog:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in (TRAINING_LOG, VALIDATION_LOG):
                 _keep_rows_before(self.folder / name, run.progress.step)
+        rows = read_log(self.folder / TRAINING_LOG) if run.progress.step else []
+        self.last = {name: rows[-1][name] for name in rows[-1].keys() - set(PLACE)} if rows else {}
 
     def __enter__(self) -> "TrainLog":
         return self
@@ -92,9 +96,12 @@ class TrainLog:
 
     def _write(self, name: str, row: dict[str, float]) -> None:
         if self.run.accelerator.is_main_process:
-            place = {"step": self.run.progress.step, "epoch": self.run.progress.epoch}
-            with (self.folder / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(place | row) + "\n")
+            place = {key: getattr(self.run.progress, key) for key in PLACE}
+            try:
+                with (self.folder / name).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(place | row) + "\n")
+            except OSError as error:  # a full disk: the run is worth more than a line
+                warnings.warn(f"No line of {name} at step {place['step']}: {error}.", stacklevel=3)
 
     def _track(self, row: dict[str, float]) -> None:
         self.run.accelerator.log(row, step=self.run.progress.step)
@@ -121,14 +128,20 @@ def peak_memory(device: torch.device) -> float:
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
-    """The lines of a log, in their order; a file that is not there has none."""
-    path = Path(path)
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    """The lines of a log, in their order; a file that is not there has none, and a line cut off by a kill or a full
+    disk does not count."""
+    path, rows = Path(path), []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def _keep_rows_before(path: Path, step: int) -> None:
-    kept = [row for row in read_log(path) if 0 < row["step"] <= step]
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
+    kept = [row for row in read_log(path) if row["step"] <= step] if step else []
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
+    unfinished.rename(path)
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:

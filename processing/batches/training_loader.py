@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import ceil
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from processing.batches.training_batch import TrainingStudies
 
 __all__ = ["DeadWorkerError", "TrainingLoader", "make_training_loader"]
 
-TIMEOUT = 600.0
+TIMEOUT = 300.0  # NCCL gives up after 600, in which the other processes wait for one whose worker hangs
 
 
 class DeadWorkerError(RuntimeError):
@@ -28,6 +29,7 @@ def make_training_loader(
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
     num_workers: int = 0,
     timeout: float = TIMEOUT,
+    batches_at_once: int = 1,
 ) -> "TrainingLoader":
     """
     Build the loader of one process.
@@ -36,7 +38,8 @@ def make_training_loader(
         studies ([`TrainingStudies`]), order ([`BatchOrder`]): the samples and which of them make a batch.
         collator (`Callable`): joins the samples of a batch.
         num_workers (`int`, defaults to 0): worker processes; what `order` was given.
-        timeout (`float`, defaults to 600): seconds to wait for a batch of a worker.
+        timeout (`float`, defaults to 300): seconds to wait for a batch of a worker.
+        batches_at_once (`int`, defaults to 1): how many are taken together, and so are to be ready.
 
     Raises:
         `ValueError`: an order of other studies, or for another number of workers.
@@ -45,7 +48,9 @@ def make_training_loader(
         raise ValueError(f"`order` must be of the {len(studies)} `studies`, got one of {order.num_studies}.")
     if order.row_groups is not None and order.num_workers != num_workers:
         raise ValueError(f"`num_workers` must be the {order.num_workers} of `order`, got {num_workers}.")
-    workers = {"timeout": timeout, "prefetch_factor": 2} if num_workers else {}
+    workers = {}
+    if num_workers:
+        workers = {"timeout": timeout, "prefetch_factor": 1 + ceil(batches_at_once / num_workers)}
     return TrainingLoader(
         studies,
         batch_sampler=order,

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,17 @@ def test_ddp_trains_as_one_process(expected, start, work, tmp_path):
     metrics = json.loads((work / "ddp" / "metrics.json").read_text())
     assert (metrics["run"]["processes"], metrics["run"]["steps"]) == (2, 6)
     assert metrics["validation"]["metric"] == "text_to_image_recall_at_5"
+
+
+def test_processes_that_take_their_place_from_variables_train_as_one_process(expected, start, work, tmp_path):
+    settings = settings_of_two(work, "variables", gradient_checkpointing=True, **start, **WATCHED)
+    command = ["train_accelerate.py", "--config", write_recipe(tmp_path / "recipe.yaml", settings)]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
+    for process in [start_python(command, **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]:
+        finish(process)
+    assert engine_of(work / "variables") == ("MULTI_CPU", 2)
+    assert_same_run(work / "variables", expected)
 
 
 @pytest.mark.parametrize("engine", SHARDED)

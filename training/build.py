@@ -1,7 +1,5 @@
 """A recipe to a run that is ready to train."""
 
-import warnings
-
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
@@ -59,7 +57,6 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
             unwatched.
         ValueError: if the launch asks for an engine that needs a GPU, and there is none.
     """
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     accelerator = Accelerator(
         # Without it, two processes on a machine without an accelerator would train apart, each as if alone.
         cpu=not torch.accelerator.is_available(),

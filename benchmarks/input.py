@@ -4,7 +4,7 @@ How fast do study records become augmented training batches on one core, and whe
 `OMP_NUM_THREADS=1 python -m benchmarks.input` prints JSON: studies per second of processor time, without workers and
 with one thread, of this repository's input, of the same from records whose images are TIFF without compression, and of
 the plain form (PNG, three channels from the file on, all else as torchvision gives it), which take turns in one run
-and must give equal tensors; and the share of each stage from PNG.
+and must give equal tensors; the share of each stage from PNG; and the size of the images.
 With `--train-step`, also how many studies per second a full-size train step takes on `--threads` processors that do
 nothing else, and how many times faster the input is.
 
@@ -62,9 +62,14 @@ STAGES = {
 }
 
 
+def make_images(image_format: str) -> list[dict[str, Any]]:
+    """Three chest-like radiographs as the records hold them."""
+    return [encode_image(chest_like(624, 512, grain), image_format=image_format) for grain in (1.5, 2, 2.5)]
+
+
 def write_records(folder: Path, num_studies: int, image_format: str = "png") -> str:
     """Write records with half of the views, and give the split that they are in."""
-    images = [encode_image(chest_like(624, 512, grain), image_format=image_format) for grain in (1.5, 2, 2.5)]
+    images = make_images(image_format)
     report = ". ".join(" ".join(WORDS) for _ in range(4))
     records = []
     for index in range(num_studies):
@@ -236,6 +241,8 @@ def main() -> None:
         for form in forms.values():
             check_equal(form(), plain())
         result = compare(forms, BATCH_SIZE * len(loader), args.rounds) | {"stages": measure_stages(loader)}
+        sizes = {name: [len(image["bytes"]) for image in make_images(name)] for name in IMAGE_FORMATS}
+        result["kilobytes_per_image"] = {name: round(statistics.fmean(own) / 1000) for name, own in sizes.items()}
         if args.train_step:
             rates = measure_train_step(next(iter(loader)), args.threads)
             ours = result["studies_per_second"]["png"]

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +72,10 @@ def resume(run: Run) -> None:
     _check_identity(run, path)
     run.accelerator.load_state(str(path))
     if run.accelerator.is_main_process and path.resolve().parent == Path(run.args.output_dir, "checkpoints").resolve():
-        _write_manifest(path, _read_manifest(path))  # the last one again, if the run went back to it
+        # The last one again, if the run went back to it.
+        error = try_to(lambda: _write_manifest(path, _read_manifest(path)))
+        if error:
+            warnings.warn(f"{path} could not be marked as the last checkpoint: {error}.", stacklevel=2)
     run.accelerator.print(f"Resumed from {path}.")
 
 
@@ -213,14 +215,15 @@ def _finish(run: Run, unfinished: Path, final: Path) -> None:
 
 def _by_age(folder: Path) -> list[Path]:
     """Checkpoints in the order in which they were written, which is not that of their steps if a run went back."""
+    return sorted(folder.glob("step_*"), key=lambda path: (_number(path), path.name))
 
-    def age(path: Path) -> tuple[float, str]:
-        try:
-            return _read_manifest(path)["written"], path.name
-        except (OSError, ValueError, KeyError):
-            return 0.0, path.name
 
-    return sorted(folder.glob("step_*"), key=age)
+def _number(path: Path) -> int:
+    """A checkpoint's place in that order, 0 if it is damaged. No time, since the clocks of two nodes may differ."""
+    try:
+        return _read_manifest(path)["number"]
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -228,8 +231,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    number = 1 + max(map(_number, path.parent.glob("step_*")), default=0)
     unfinished = path / f"{MANIFEST_NAME}.{UNFINISHED_NAME}"
-    unfinished.write_text(json.dumps(manifest | {"written": time.time()}, indent=2), encoding="utf-8")
+    unfinished.write_text(json.dumps(manifest | {"number": number}, indent=2), encoding="utf-8")
     _flush(unfinished)
     unfinished.rename(path / MANIFEST_NAME)
 

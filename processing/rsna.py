@@ -181,7 +181,7 @@ def prepare_rsna(
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = corpus_parser("rsna", __doc__)
     for split in SPLIT_NAMES:
-        parser.add_argument(f"--{split}-list", help=f"list of the images of the {split} split; see the module")
+        parser.add_argument(f"--{split}-list", help=f"list of the images of the {split} split; see above")
     run_corpus(parser, _plan, arguments)
 
 

@@ -21,7 +21,8 @@ from trained import (
 from recipes.recipe import read_recipe
 from training.batches import iterate_batches
 from training.build import build_run
-from training.checkpoints import find_checkpoint, resume, save_checkpoint, trained_weights
+from training.checkpoints import find_checkpoint, resume, save_checkpoint
+from training.weights import trained_weights
 
 
 LONG = {"num_epochs": 4, "schedule_epochs": 4, "checkpoint_every": 2}

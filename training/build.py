@@ -9,13 +9,13 @@ from modeling_alta.adapters_alta import cast_frozen_matrices
 from processing.batches.batch_order import BatchOrder
 from recipes.recipe import TrainArguments
 from training.alta_stage import AltaStage
-from training.checkpoints import frozen_sha256, register_trained_weights
 from training.classify_stage import ClassifyStage
 from training.engines import check_engine, holds_frozen_in_half, prepare_for_engine
 from training.mrm_stage import MrmStage
 from training.optimization import build_optimizer, build_scheduler
 from training.run import Run, TrainProgress
 from training.stage import base_config, training_records
+from training.weights import frozen_sha256, register_trained_weights
 
 
 STAGES = {"mrm": MrmStage, "alta": AltaStage, "adapt": AltaStage, "classify": ClassifyStage}

@@ -5,11 +5,11 @@ from pathlib import Path
 from accelerate.utils import set_seed
 from torch import nn
 
-from training.checkpoints import frozen_sha256, put_weights, trained_weights
 from training.engines import SHARDED, holds_frozen_in_half
 from training.run import Run
 from training.run_folder import write_metrics
 from training.validation import BEST_NAME, load_best
+from training.weights import frozen_sha256, put_weights, trained_weights
 
 
 def export_run(run: Run, training: dict[str, float]) -> None:

@@ -8,8 +8,9 @@ import torch
 from accelerate.utils import gather_object
 
 from eval.protocol import write_json
-from training.checkpoints import WEIGHTS_NAME, load_weights, save_weights, trained_weights, try_to
+from training.checkpoints import try_to
 from training.run import Run
+from training.weights import WEIGHTS_NAME, load_weights, save_weights, trained_weights
 
 
 BEST_NAME = "best"

@@ -46,7 +46,7 @@ def run_experiment(
     work: Path,
     covid_root: Path | None = None,
     workers: int = 2,
-    for_reasons: bool = False,
+    on_validation: bool = False,
     reuse: bool = False,
 ) -> dict[str, Any]:
     """
@@ -59,19 +59,19 @@ def run_experiment(
         work (`Path`): folder for what the arms of a seed share.
         covid_root (`Path`, *optional*): folder of the COVID-19 collection.
         workers (`int`): processes.
-        for_reasons (`bool`): take `settings.validation_seeds`, and that split as the unseen studies.
+        on_validation (`bool`): take `settings.validation_seeds`, and that split as the unseen studies.
         reuse (`bool`): take the seeds that an earlier run prepared in `work` with the same settings.
 
     Returns:
         `dict`: `corpus`, `settings`, `workers`, `seconds`, `prepared` (seed → what it took) and `runs`.
     """
     start = time.monotonic()
-    seeds = settings.validation_seeds if for_reasons else settings.seeds
+    seeds = settings.validation_seeds if on_validation else settings.seeds
     rates = {arm: learning_rate_of(ARMS[arm], settings) for arm in arms}
     plan = [
         (
             (prepare_seed, corpus, seed, settings, work, covid_root, reuse),
-            [(run_arm, corpus, seed, arm, settings, work, rate, for_reasons) for arm, rate in rates.items()],
+            [(run_arm, corpus, seed, arm, settings, work, rate, on_validation) for arm, rate in rates.items()],
         )
         for seed in seeds
     ]

@@ -154,7 +154,9 @@ def test_experiment_and_sweep_run_every_job_and_the_report_has_their_figures(tmp
     assert {family: len(rates) for family, rates in sweep["rates"].items()} == {
         family: len(rates) for family, rates in QUICK.sweep.items()
     }
-    reasons = run_experiment("phantom", ("adapters", "full"), QUICK, tmp_path, workers=1, for_reasons=True, reuse=True)
+    reasons = run_experiment(
+        "phantom", ("adapters", "full"), QUICK, tmp_path, workers=1, on_validation=True, reuse=True
+    )
     assert {run["seed"] for run in reasons["runs"]} == set(QUICK.validation_seeds)
     for name, content in (("phantom", results), ("sweep", sweep), ("reasons", reasons), ("reasons_longer", reasons)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
 from torch.distributed.launcher import api as launcher
 
 
@@ -50,8 +51,16 @@ class PreparedProcess:
         """Wait for the end; what the process and those below it printed."""
         self._process.join(timeout)
         if self.returncode is None:
-            raise TimeoutError(f"Still running after {timeout} s: {self._printed()}")
+            self.kill()
+            raise TimeoutError(f"Killed after {timeout} s: {self._printed()}")
         return self._printed(), None
+
+    def kill(self) -> None:
+        """SIGKILL to the process and all below it, at once."""
+        root = psutil.Process(self.pid)
+        for victim in (root, *root.children(recursive=True)):
+            victim.kill()
+        self._process.join()
 
     def _printed(self) -> str:
         return Path(self._output.name).read_text(encoding="utf-8")

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from trained import (
     arguments_of,
     finish,
-    kill,
     losses_of,
     settings_of,
     start_training,
@@ -79,7 +78,7 @@ def start_recipes(*recipes):
 
 def kill_at_step(process, run, step):
     wait_for_step(process, run, step)
-    kill(process)
+    process.kill()
     assert len(losses_of(run)) < 8
 
 

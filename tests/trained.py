@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
@@ -109,14 +108,6 @@ def wait_for_step(process: PreparedProcess, run: Path, step: int) -> None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"{run} did not come to step {step}."
         time.sleep(0.02)
-
-
-def kill(process: PreparedProcess) -> None:
-    """SIGKILL to a run and all below it, at once."""
-    root = psutil.Process(process.pid)
-    for victim in (root, *root.children(recursive=True)):
-        victim.kill()
-    process.communicate()
 
 
 def write_recipe(path: Path, settings: dict) -> Path:

@@ -1,18 +1,16 @@
 """Runs the per-patient function over a plan, in order: in this process, in many, or as a Ray Data job."""
 
-import multiprocessing
 import pickle
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from processing.engine.study_builder import PatientRecords, build_patient
 from processing.engine.study_plan import Corpus, Study
+from processing.engine.worker_pool import WorkerDiedError, WorkerPool
 
 
 __all__ = ["Chunk", "chunk_patients", "map_ordered", "run_local", "run_ray"]
@@ -58,27 +56,25 @@ def run_local(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Ite
         yield from (build_chunk(corpus, chunk) for chunk in chunks)
         return
     _check_picklable(corpus)
-    chunks, pending, pool = iter(chunks), deque(), _new_pool(num_proc)
-    try:
+    chunks, pending = iter(chunks), deque()
+    with WorkerPool(num_proc) as pool:
         while True:
             for chunk in islice(chunks, CHUNKS_AHEAD * num_proc - len(pending)):
-                pending.append((chunk, _submit(pool, corpus, chunk)))
+                pending.append((chunk, pool.submit(build_chunk, corpus, chunk)))
             if not pending:
                 return
-            chunk, future = pending.popleft()
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                pool.shutdown()
-                yield [_build_apart(corpus, studies) for studies in chunk]
-                pool = _new_pool(num_proc)
-                pending = deque((later, _submit(pool, corpus, later)) for later, _ in pending)
-    finally:
-        pool.shutdown(cancel_futures=True)
+            yield _result_of(pool, corpus, *pending.popleft())
+
+
+def _result_of(pool: WorkerPool, corpus: Corpus, chunk: Chunk, future: Future) -> list[PatientRecords]:
+    try:
+        return future.result()
+    except WorkerDiedError:
+        return [_build_apart(pool, corpus, studies) for studies in chunk]
 
 
 def _check_picklable(corpus: Corpus) -> None:
-    """Told here, because `concurrent.futures` can hang on a task that it cannot send."""
+    """Told here, before a file is read and in the words of the caller."""
     try:
         pickle.dumps(corpus)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
@@ -88,33 +84,15 @@ def _check_picklable(corpus: Corpus) -> None:
         ) from error
 
 
-def _new_pool(num_proc: int) -> ProcessPoolExecutor:
-    """By fork on Linux: workers share the libraries of this process, which else cost memory and time again.
-
-    The workers decode and encode images only; they touch nothing that has threads, such as Arrow or torch's operators.
-    """
-    return ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn"))
-
-
-def _submit(pool: ProcessPoolExecutor, corpus: Corpus, chunk: Chunk) -> Future:
+def _build_apart(pool: WorkerPool, corpus: Corpus, studies: Sequence[Study]) -> PatientRecords:
     try:
-        return pool.submit(build_chunk, corpus, chunk)
-    except BrokenProcessPool as error:
-        future = Future()
-        future.set_exception(error)
-        return future
-
-
-def _build_apart(corpus: Corpus, studies: Sequence[Study]) -> PatientRecords:
-    with _new_pool(1) as pool:
-        try:
-            return pool.submit(build_patient, corpus, studies).result()
-        except BrokenProcessPool:
-            files = [file for study in studies for file in (*study.frontals, *study.laterals)]
-            lost = PatientRecords(unreadable=[file.shown_as or file.path for file in files])
-            lost.excluded["study: a file of the patient kills the process that reads it"] = len(studies)
-            lost.excluded["row: a file of the patient kills the process that reads it"] = len(files)
-            return lost
+        return pool.submit(build_patient, corpus, studies).result()
+    except WorkerDiedError:
+        files = [file for study in studies for file in (*study.frontals, *study.laterals)]
+        lost = PatientRecords(unreadable=[file.shown_as or file.path for file in files])
+        lost.excluded["study: a file of the patient kills the process that reads it"] = len(studies)
+        lost.excluded["row: a file of the patient kills the process that reads it"] = len(files)
+        return lost
 
 
 def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], num_proc: int) -> Iterator[Any]:
@@ -123,7 +101,7 @@ def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], num_proc: 
         yield from map(function, items)
         return
     pending: deque[Future] = deque()
-    with _new_pool(num_proc) as pool:
+    with WorkerPool(num_proc) as pool:
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) > num_proc:

@@ -13,7 +13,7 @@ evidence: $(VENV)/demo
 	$(BIN)/python -m evidence.report
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --max-worker-restart 1
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -28,16 +28,41 @@ def refuse(number: int):
     raise ValueError(f"not {number}")
 
 
+class TwoPartError(Exception):
+    """Cannot be made again from its message, as pickle would."""
+
+    def __init__(self, name: str, number: int):
+        super().__init__(f"{name} {number}")
+
+
+def refuse_in_two_parts():
+    raise TwoPartError("part", 2)
+
+
+def fail_to_read():
+    raise EOFError("no such thing here")
+
+
+class FailsWhereItIsRead:
+    def __reduce__(self):
+        return fail_to_read, ()
+
+
+def give_what_fails_where_it_is_read():
+    return FailsWhereItIsRead()
+
+
 def large_answer(size: int) -> bytes:
     time.sleep(0.2)
     return bytes(size)
 
 
 def hold_workers(connection) -> None:
-    """In a process that will be killed: one worker waits, one is about to send more than a pipe holds."""
-    with WorkerPool(2) as pool:
-        pool.submit(os.getpid).result()
+    """In a process that will be killed: one worker will send more than a pipe holds, one waits, the last works on."""
+    with WorkerPool(3) as pool:
         pool.submit(large_answer, 10_000_000)
+        pool.submit(pow, 2, 3)
+        pool.submit(time.sleep, 40)
         connection.send([child.pid for child in psutil.Process().children()])
         time.sleep(600)
 
@@ -74,6 +99,27 @@ def test_an_answer_or_a_task_that_cannot_be_sent_is_an_error_and_the_worker_goes
             with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
                 task.result()
         assert pool.submit(os.getpid).result() == worker
+
+
+def test_an_answer_or_a_task_that_cannot_be_read_is_an_error_and_no_death():
+    with WorkerPool(1) as pool:
+        worker = pool.submit(os.getpid).result()
+        for task in (pool.submit(give_what_fails_where_it_is_read), pool.submit(repr, FailsWhereItIsRead())):
+            with pytest.raises(EOFError, match="no such thing here"):
+                task.result()
+        assert pool.submit(os.getpid).result() == worker
+
+
+def test_an_error_that_cannot_be_sent_comes_as_its_lines():
+    with WorkerPool(1) as pool, pytest.raises(RuntimeError, match="TwoPartError: part 2"):
+        pool.submit(refuse_in_two_parts).result()
+
+
+def test_exit_codes_are_told_though_other_workers_start_meanwhile():
+    with WorkerPool(4) as pool:
+        for task in [pool.submit(die, 7) for _ in range(80)]:
+            with pytest.raises(WorkerDiedError, match="died with exit code 7"):
+                task.result()
 
 
 def test_tasks_that_have_not_begun_are_dropped_at_the_end():
@@ -121,7 +167,7 @@ def test_workers_end_with_a_parent_that_is_killed():
     parent = FORK_SERVER.Process(target=hold_workers, args=(theirs,))
     parent.start()
     workers = [psutil.Process(pid) for pid in ours.recv()]
-    assert len(workers) == 2
     parent.kill()
     parent.join()
-    assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert len(psutil.wait_procs(workers, timeout=20)[0]) == 2
+    workers[-1].kill()

@@ -68,6 +68,12 @@ def kill_at_poison(path):
     return path
 
 
+def be_killed_at_poison(path):
+    if path.name == "poison.png":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return path
+
+
 def with_reader(plan, read_image):
     return replace(plan, corpus=replace(plan.corpus, read_image=read_image))
 
@@ -152,13 +158,23 @@ def test_earlier_records_stay_until_a_new_run_is_complete(plan, tmp_path, reads)
     assert summary["records"] == 6 and not (tmp_path / "out" / ".unfinished").exists()
 
 
-def test_file_that_kills_its_reader_loses_its_patient_only(plan):
+@pytest.fixture
+def poisoned(plan):
+    """Chunks of 30 patients, one of whom has a file of the name that readers may die of."""
     studies = [*plan.studies]
     studies[4] = replace(studies[4], frontals=(ImageFile("poison.png"),))
-    patients = [studies[start : start + 3] for start in range(0, 90, 3)]
-    chunks = list(chunk_patients(patients))
+    return list(chunk_patients(studies[start : start + 3] for start in range(0, 90, 3)))
+
+
+def test_workers_that_the_system_kills_end_the_run_and_lose_no_patient(plan, poisoned):
+    corpus = replace(plan.corpus, read_image=be_killed_at_poison)
+    with pytest.raises(RuntimeError, match=r"killed workers.* smaller `num_proc`.* \['s3', 's4', 's5'\]"):
+        list(run_local(corpus, poisoned, 2))
+
+
+def test_file_that_kills_its_reader_loses_its_patient_only(plan, poisoned):
     corpus = replace(plan.corpus, read_image=kill_at_poison)
-    made = [patient for chunk in run_local(corpus, chunks, 2) for patient in chunk]
+    made = [patient for chunk in run_local(corpus, poisoned, 2) for patient in chunk]
     assert [len(patient.records) for patient in made] == [3, 0] + [3] * 28
     why = "a file of the patient kills the process that reads it"
     assert made[1].excluded == {f"study: {why}": 3, f"row: {why}": 5}

@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -25,10 +26,19 @@ __all__ = ["WorkerDiedError", "WorkerPool"]
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 START_LIMIT = 120.0  # seconds; a spawned worker imports torch, a forked one that needs so long is stuck
 STARTS = 3
+READY = b"ready"
 
 
 class WorkerDiedError(RuntimeError):
-    """The process that worked at a task was killed, or ended by itself, before it answered."""
+    """The process that worked at a task was killed, or ended by itself, before it answered.
+
+    Args:
+        exit_code (`int`, *optional*): of the process; the negative number of the signal that killed it.
+    """
+
+    def __init__(self, exit_code: int | None):
+        super().__init__(f"A worker process died with exit code {exit_code}.")
+        self.exit_code = exit_code
 
 
 class WorkerPool:
@@ -78,8 +88,10 @@ class WorkerPool:
 class WorkerProcess:
     """A process that answers one call after the other."""
 
-    # A process that is forked meanwhile would hold the worker's end of the pipe open, and hide its death.
-    starting = threading.Lock()
+    # One start at a time: a process that is forked meanwhile would hold the worker's end of the pipe open and hide its
+    # death, and a start takes the exit codes of those that have died.
+    lock = threading.Lock()
+    ends: set[Connection] = set()
 
     def __init__(self):
         self._start()
@@ -93,24 +105,29 @@ class WorkerProcess:
         """
         if not self._is_ready:
             self._await_start()
+        task = pickle.dumps((function, arguments))
         try:
-            self._connection.send((function, arguments))
-            succeeded, answer = self._connection.recv()
+            self._end.send_bytes(task)
+            answer = self._end.recv_bytes()
         except (EOFError, OSError) as error:
-            raise WorkerDiedError(f"A worker process died with exit code {self._exit_code()}.") from error
+            raise WorkerDiedError(self._exit_code()) from error
+        succeeded, answer = pickle.loads(answer)
         if not succeeded:
             raise answer
         return answer
 
     def end(self) -> None:
-        self._connection.close()
-        self._process.kill()
-        self._process.join()
+        with self.lock:
+            self.ends.remove(self._end)
+            self._end.close()
+            self._process.kill()
+            self._process.join()
 
     def _start(self) -> None:
-        with self.starting:
-            self._connection, theirs = CONTEXT.Pipe()
-            self._process = CONTEXT.Process(target=_serve, args=(theirs, self._connection), daemon=True)
+        with self.lock:
+            self._end, theirs = CONTEXT.Pipe()
+            self.ends.add(self._end)
+            self._process = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
             self._process.start()
             theirs.close()
         self._is_ready = False
@@ -118,42 +135,47 @@ class WorkerProcess:
     def _await_start(self) -> None:
         """A fork of a process with threads may be stuck in a lock that one of them held: another one is made then."""
         for _ in range(STARTS):
-            if self._connection.poll(START_LIMIT):
+            if self._end.poll(START_LIMIT):
                 break
             self.end()
             self._start()
-        try:
-            self._is_ready = self._connection.poll(START_LIMIT) and self._connection.recv()
-        except EOFError:
-            pass
+        with suppress(EOFError):
+            self._is_ready = self._end.poll(START_LIMIT) and self._end.recv_bytes() == READY
         if not self._is_ready:
             raise RuntimeError(f"A worker process does not start; its exit code is {self._exit_code()}.")
 
     def _exit_code(self) -> int | None:
-        self._process.join(1)
-        return self._process.exitcode
+        with self.lock:
+            self._process.join(1)
+            return self._process.exitcode
 
 
-def _serve(connection: Connection, of_parent: Connection) -> None:
+def _serve(end: Connection) -> None:
     """What a worker does until the other end of its pipe is closed, be it by the death of its parent."""
-    of_parent.close()
+    for inherited in WorkerProcess.ends:
+        inherited.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business, which a terminal tells both
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        connection.send(True)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        end.send_bytes(READY)
         while True:
-            _answer(connection, *connection.recv())
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass
+            end.send_bytes(_answer(end.recv_bytes()))
 
 
-def _answer(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _answer(task: bytes) -> bytes:
+    """Whether a task succeeded, and what it returned or raised."""
     try:
-        answer = True, function(*arguments)
+        function, arguments = pickle.loads(task)
+        return pickle.dumps((True, function(*arguments)))
     except Exception as error:
-        error.__notes__ = [*getattr(error, "__notes__", []), f"In a worker process:\n{traceback.format_exc()}"]
-        answer = False, error
+        lines = f"In a worker process:\n{traceback.format_exc()}"
+        return pickle.dumps((False, _sendable(error, lines)))
+
+
+def _sendable(error: Exception, lines: str) -> Exception:
+    error.__notes__ = [*getattr(error, "__notes__", []), lines]
     try:
-        connection.send(answer)
-    except (AttributeError, TypeError, pickle.PicklingError) as error:
-        connection.send((False, error))
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(lines)

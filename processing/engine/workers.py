@@ -1,6 +1,7 @@
 """Runs the per-patient function over a plan, in order: in this process, in many, or as a Ray Data job."""
 
 import pickle
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -51,6 +52,10 @@ def run_local(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Ite
     Yields:
         `list` of [`PatientRecords`]: one list per chunk, in the order of the chunks whatever `num_proc` is. If a file
         kills the process that reads it, its patient is left out and counted, and the others are not.
+
+    Raises:
+        `RuntimeError`: the system killed the worker that had a patient to itself, or workers do not start.
+        `ValueError`: a `corpus` that cannot be sent to workers.
     """
     if num_proc == 1:
         yield from (build_chunk(corpus, chunk) for chunk in chunks)
@@ -87,7 +92,12 @@ def _check_picklable(corpus: Corpus) -> None:
 def _build_apart(pool: WorkerPool, corpus: Corpus, studies: Sequence[Study]) -> PatientRecords:
     try:
         return pool.submit(build_patient, corpus, studies).result()
-    except WorkerDiedError:
+    except WorkerDiedError as error:
+        if error.exit_code == -signal.SIGKILL:
+            raise RuntimeError(
+                "The system killed workers, as it does when memory runs out: take a smaller `num_proc`. The last one "
+                f"read the studies {[study.study_id for study in studies]}."
+            ) from error
         files = [file for study in studies for file in (*study.frontals, *study.laterals)]
         lost = PatientRecords(unreadable=[file.shown_as or file.path for file in files])
         lost.excluded["study: a file of the patient kills the process that reads it"] = len(studies)

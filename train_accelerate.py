@@ -14,24 +14,25 @@ from training.export import export_run
 from training.interruption import StopSignal
 from training.loop import train
 from training.run_folder import write_start
-from training.watching import TrainLog
+from training.watching import TrainLog, end_tracking
 
 
 def main(args: TrainArguments) -> None:
-    run = build_run(args)
-    resume(run)
-    if run.accelerator.is_main_process:
-        write_start(run)
-    with StopSignal() as stop, TrainLog(run) as log:
-        is_finished = train(run, log, stop)
-    if is_finished:
-        export_run(run, log.last)
-    else:
-        run.accelerator.print(
-            f"Stopped by SIGTERM after step {run.progress.step} of {run.total_steps}, with a checkpoint. The same "
-            "command with resume=latest goes on."
-        )
-    run.accelerator.end_training()
+    with StopSignal() as stop:
+        run = build_run(args)
+        resume(run)
+        if run.accelerator.is_main_process:
+            write_start(run)
+        with TrainLog(run) as log:
+            is_finished = train(run, log, stop)
+        if is_finished:
+            export_run(run, log.last)
+        else:
+            run.accelerator.print(
+                f"Stopped by SIGTERM after step {run.progress.step} of {run.total_steps}, with a checkpoint. The same "
+                "command with resume=latest goes on."
+            )
+        end_tracking(run.accelerator)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,9 @@ class TrainArguments:
         num_workers (`int`): processes that prepare batches, for each training process; with 0 it does so itself.
         seed (`int`): decides initial weights, order, augmentation, masks and dropout.
         log_every (`int`): optimizer steps between two lines of the log.
-        log_with (`str`): a tracker of accelerate, or `null` for none.
-        checkpoint_every (`int`): optimizer steps between two checkpoints, 0 for none but the one at SIGTERM.
+        log_with (`str`): a tracker of accelerate, several with commas between them, or `null` for none.
+        checkpoint_every (`int`): optimizer steps between two checkpoints, the last at the end; 0 for none but the one
+            at SIGTERM.
         keep_checkpoints (`int`): the last ones stay.
         resume (`str`): a checkpoint folder, or `"latest"`, which starts anew where there is none.
         validate_every (`int`): optimizer steps between two validations, the first before training; 0 for none.

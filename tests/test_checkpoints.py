@@ -1,6 +1,7 @@
 import resource
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -17,6 +18,8 @@ from trained import (
     write_recipe,
 )
 
+import train_accelerate
+from processing.engine.shards import find_shards
 from recipes.recipe import read_recipe
 from training.batches import iterate_batches
 from training.build import build_run
@@ -169,6 +172,30 @@ def saved(mrm_run, work):
 def test_a_checkpoint_of_another_run_is_an_error_that_names_the_difference(saved, work, settings, name):
     with pytest.raises(ValueError, match=f"must be a checkpoint of the same run, got .*, whose `{name}` was"):
         train(work, "alta", "other", resume=f"{saved}/checkpoints/step_00000006", **settings)
+
+
+def test_a_checkpoint_of_as_many_other_records_is_an_error(saved, work, tmp_path):
+    (tmp_path / "records" / "data").mkdir(parents=True)
+    for shard in find_shards(work / "records" / "data"):
+        rows = pq.read_table(shard)
+        order = list(range(1, len(rows))) + [0] if shard.name.startswith("train") else list(range(len(rows)))
+        pq.write_table(rows.take(order), tmp_path / "records" / "data" / shard.name)
+    with pytest.raises(ValueError, match="whose `records_fingerprint` was"):
+        train(work, "alta", "other", records=f"{tmp_path}/records", resume="latest")
+
+
+def test_the_last_step_has_a_checkpoint_before_the_export_which_may_fail(mrm_run, work, monkeypatch):
+    def fail(*arguments):
+        raise OSError("No space left on device")
+
+    settings = {"checkpoint_every": 4, "keep_checkpoints": 9}
+    with monkeypatch.context() as patched:
+        patched.setattr(train_accelerate, "export_run", fail)
+        with pytest.raises(OSError, match="No space left"):
+            train(work, "alta", "unexported", **settings)
+    assert find_checkpoint(work / "unexported").name == "step_00000006"
+    run = train(work, "alta", "unexported", **settings, resume="latest")
+    assert len(losses_of(run)) == 6 and (run / "metrics.json").exists()
 
 
 def test_a_run_does_not_start_anew_over_the_checkpoints_of_another(saved, work):

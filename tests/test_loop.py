@@ -23,6 +23,7 @@ from trained import (
     write_recipe,
 )
 
+import train_accelerate
 from modeling_alta import AltaForPreTraining
 from processing.engine.shards import find_shards
 from recipes.recipe import read_recipe
@@ -73,6 +74,24 @@ def test_sigterm_is_answered_before_a_validation_which_comes_when_the_run_goes_o
     assert (work / "answered" / "metrics.json").exists()
     assert read_log(work / "answered" / VALIDATION_LOG) == read_log(whole / VALIDATION_LOG)
     assert losses_of(work / "answered") == losses_of(whole)
+    checkpoint = f"{work}/answered/checkpoints/step_00000002"  # as if killed after that validation
+    train(work, "alta", "answered", **settings, resume=checkpoint)
+    assert [row["step"] for row in read_log(work / "answered" / VALIDATION_LOG)] == [0, 2]
+
+
+@pytest.mark.parametrize("moment", ["build_run", "export_run"])
+def test_sigterm_at_the_start_or_the_end_of_a_run_is_no_failure(mrm_run, work, monkeypatch, moment):
+    work_on = getattr(train_accelerate, moment)
+
+    def be_told(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return work_on(*arguments)
+
+    monkeypatch.setattr(train_accelerate, moment, be_told)
+    run = train(work, "alta", f"told_in_{moment}", num_epochs=1)
+    assert (run / "metrics.json").exists() == (moment == "export_run")
+    assert len(losses_of(run)) == (1 if moment == "build_run" else 3)
+    assert find_checkpoint(run) is None or moment == "build_run"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_studies(mrm_run, work, monkeypatch):

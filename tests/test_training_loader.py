@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import resource
 import signal
 
 import pytest
@@ -87,3 +88,13 @@ def test_an_order_that_does_not_fit_is_an_error(stream):
 @pytest.mark.parametrize(("batches_at_once", "ahead"), [(1, 2), (2, 2), (7, 5)])
 def test_workers_have_the_batches_of_a_step_ready_that_are_taken_together(stream, batches_at_once, ahead):
     assert make_loader(stream, 2, batches_at_once=batches_at_once).prefetch_factor == ahead
+
+
+def test_workers_may_open_as_many_files_as_the_system_allows(stream):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1] // 2, limits[1]))
+        make_loader(stream, 1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

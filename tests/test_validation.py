@@ -3,16 +3,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Image
 from safetensors.torch import load_file
 from trained import arguments_of, train
 
 from modeling_alta import AltaForMaskedRecordModeling, AltaModel, AltaProcessor
+from modeling_alta.configuration_alta import VIEW_NAMES
 from processing.records.study_records import load_study_records
 from training import stage as stages
 from training.alta_stage import AltaStage
 from training.mrm_stage import MrmStage
 from training.shares import share_of
 from training.watching import VALIDATION_LOG, read_log
+
+
+NO_IMAGE = {"bytes": b"no image", "path": None}
 
 
 def test_the_best_weights_are_kept_and_exported_beside_the_last(mrm_run, work, monkeypatch):
@@ -29,6 +34,72 @@ def test_the_best_weights_are_kept_and_exported_beside_the_last(mrm_run, work, m
     name = "base_model.model.vision_model.norm.modules_to_save.default.weight"
     assert torch.equal(exported["vision_model.norm.weight"], at_step_4[name])
     assert not torch.equal(last["vision_model.norm.weight"], at_step_4[name])
+
+
+def test_of_a_median_rank_less_is_better(mrm_run, work, monkeypatch):
+    figures = iter([90.0, 9.0, 4.0, 6.0])
+    monkeypatch.setattr(AltaStage, "validate", lambda self, run: {"text_to_image_median_rank": next(figures)})
+    run = train(work, "alta", "best_rank", validate_every=2, best_metric="text_to_image_median_rank")
+    assert json.loads((run / "best" / "validation.json").read_text())["step"] == 4
+
+
+@pytest.fixture
+def validated(mrm_run, work, monkeypatch, request):
+    """A run of six steps whose best is that of step 2 by recall, at first, and of step 4 by rank."""
+    recalls, ranks = {0: 0.1, 2: 0.8, 4: 0.3, 6: 0.5}, {0: 9.0, 2: 7.0, 4: 2.0, 6: 3.0}
+    figures = {"text_to_image_recall_at_5": recalls, "text_to_image_median_rank": ranks}
+
+    def validate(stage, run):
+        return {name: values[run.progress.step] for name, values in figures.items()}
+
+    monkeypatch.setattr(AltaStage, "validate", validate)
+    settings = {"validate_every": 2, "checkpoint_every": 2, "keep_checkpoints": 9}
+    name = f"validated_{request.node.name[-20:]}"
+    return train(work, "alta", name, **settings), settings, recalls
+
+
+def best_of(run):
+    return json.loads((run / "metrics.json").read_text())["validation"]
+
+
+def test_the_best_comes_along_to_another_folder_with_the_checkpoint(validated, work):
+    run, settings, recalls = validated
+    other = train(work, "alta", "elsewhere", **settings, resume=f"{run}/checkpoints/step_00000004")
+    assert best_of(other) == best_of(run) and best_of(run)["step"] == 2
+    weights, expected = (load_file(folder / "best" / "full" / "model.safetensors") for folder in (other, run))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_a_run_that_goes_back_has_the_best_that_it_had_there(validated, work):
+    run, settings, recalls = validated
+    expected = load_file(run / "best" / "trained.safetensors")
+    recalls[4] = 0.9
+    train(work, "alta", run.name, **settings, resume=f"{run}/checkpoints/step_00000002")
+    assert best_of(run)["step"] == 4
+    recalls[4] = 0.2  # the way that led there is given up
+    train(work, "alta", run.name, **settings, resume=f"{run}/checkpoints/step_00000002")
+    kept = load_file(run / "best" / "trained.safetensors")
+    assert best_of(run)["step"] == 2 and all(torch.equal(kept[name], expected[name]) for name in expected)
+
+
+def test_a_run_that_goes_on_by_another_figure_begins_to_choose_anew(validated, work):
+    run, settings, _ = validated
+    by_rank = settings | {"best_metric": "text_to_image_median_rank"}
+    train(work, "alta", run.name, **by_rank, resume=f"{run}/checkpoints/step_00000002")
+    assert (best_of(run)["step"], best_of(run)["value"]) == (4, 2.0)
+
+
+@pytest.mark.parametrize("stage", ["alta", "classify"])
+def test_an_unreadable_image_of_the_validation_is_an_error_that_names_its_study(alta_run, work, monkeypatch, stage):
+    records = load_study_records(work / "records", "validation")
+    for view in VIEW_NAMES:
+        records = records.cast_column(view, Image(decode=False))
+    second = records["study_id"][1]
+    broken = records.map(lambda row: row | ({"current_frontal": NO_IMAGE} if row["study_id"] == second else {}))
+    monkeypatch.setattr(stages, "load_study_records", lambda name, split: broken)
+    start = {"alta": {}, "classify": {"base": f"{alta_run}/full"}}[stage]
+    with pytest.raises(ValueError, match=f"{second}: `current_frontal` cannot be read"):
+        train(work, stage, f"unreadable_{stage}", validate_every=100, streaming=True, **start)
 
 
 def test_watching_does_not_change_what_is_learnt(mrm_run, work):

@@ -9,7 +9,7 @@ from peft import get_peft_model
 from trained import arguments_of, train
 
 from modeling_alta import AltaAdapterConfig
-from training import validation, watching
+from training import best, watching
 from training.build import build_accelerator
 from training.watching import TRAINING_LOG, VALIDATION_LOG, adapter_norm, read_log
 
@@ -68,7 +68,7 @@ def test_a_full_disk_costs_lines_of_the_log_and_the_best_weights_but_not_the_run
     def full(*arguments, **keywords):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(validation, "save_weights", full)
+    monkeypatch.setattr(best, "save_weights", full)
     monkeypatch.setattr(watching, "json", SimpleNamespace(dumps=full, loads=json.loads))
     with pytest.warns(UserWarning) as warned:
         run = train(work, "alta", "full_disk_log", validate_every=2, num_epochs=1)
@@ -76,6 +76,29 @@ def test_a_full_disk_costs_lines_of_the_log_and_the_best_weights_but_not_the_run
     assert "No line of training_log.jsonl at step 1: No space left" in told
     assert "The best weights, of step 2, could not be kept: OSError: No space left" in told
     assert (run / "full").is_dir() and not (run / "best" / "full").exists()
+
+
+def test_a_tracker_that_fails_gets_no_more_and_ends_no_run(mrm_run, work, monkeypatch):
+    def fail(*arguments, **keywords):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(accelerate.tracking.TensorBoardTracker, "log", fail)
+    monkeypatch.setattr(accelerate.tracking.TensorBoardTracker, "finish", fail)
+    with pytest.warns(UserWarning) as warned:
+        run = train(work, "alta", "untracked", log_with="tensorboard", num_epochs=1)
+    told = [str(warning.message) for warning in warned if "racker" in str(warning.message)]
+    assert told == [
+        "The tracker gets nothing more, from step 1 on: OSError: No space left on device.",
+        "The tracker may lack its last lines: OSError: No space left on device.",
+    ]
+    assert len(read_log(run / TRAINING_LOG)) == 3 and (run / "metrics.json").exists()
+
+
+def test_several_trackers_are_named_with_commas_and_each_must_be_there(work, monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ImportError, match="pip install wandb"):
+        build_accelerator(arguments_of(work, "mrm", log_with="tensorboard,wandb"))
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_adapter_norm_counts_what_peft_added_alone(tiny_base):

@@ -20,7 +20,7 @@ from processing.batches.training_batch import AltaCollator, TrainingStudies
 from recipes.recipe import TrainArguments
 from training.run import Run
 from training.shares import share_between_processes
-from training.stage import Records, Stage, base_folder, study_transform, validation_records
+from training.stage import Records, Stage, base_folder, read_studies, study_transform, validation_records
 
 
 NO_BOOTSTRAP = {"bootstrap_samples": 1}
@@ -30,6 +30,7 @@ class AltaStage(Stage):
     """Alignment of studies and reports; validated by retrieval, and with prompts by zero-shot classification."""
 
     metric = "text_to_image_recall_at_5"
+    lower_is_better = ("text_to_image_median_rank", "image_to_text_median_rank")
 
     def build_model(self, args: TrainArguments, accelerator: Accelerator) -> tuple[PeftModel, AltaProcessor]:
         """The frozen base, written to `output_dir/base` if it is new, and the adapter over it."""
@@ -58,7 +59,7 @@ class AltaStage(Stage):
         model = StudyAndTextEmbedder(run)
 
         def embed_images(part: list[int]) -> torch.Tensor:
-            return embed_studies(model, run.processor, records.select(part), progress=False)
+            return embed_studies(model, run.processor, read_studies(records.select(part)), progress=False)
 
         def embed(texts: list[str]) -> torch.Tensor:
             return embed_texts(model, run.processor, texts, progress=False)

@@ -7,6 +7,7 @@ from torch import nn
 
 from modeling_alta.adapters_alta import cast_frozen_matrices
 from processing.batches.batch_order import BatchOrder
+from processing.records.record_files import records_fingerprint
 from recipes.recipe import TrainArguments
 from training.alta_stage import AltaStage
 from training.classify_stage import ClassifyStage
@@ -45,9 +46,8 @@ def build_run(args: TrainArguments) -> Run:
     model, optimizer = prepare_for_engine(args, accelerator, model, optimizer)
     progress = TrainProgress()
     accelerator.register_for_checkpointing(scheduler, progress)
-    return Run(
-        args, accelerator, stage, model, processor, studies, collator, order, optimizer, scheduler, progress, frozen
-    )
+    parts = (accelerator, stage, model, processor, studies, collator, order, optimizer, scheduler, progress, frozen)
+    return Run(args, *parts, records_fingerprint(args.records, args.split))
 
 
 def build_accelerator(args: TrainArguments) -> Accelerator:
@@ -57,21 +57,24 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
             unwatched.
         ValueError: if the launch asks for an engine that needs a GPU, and there is none.
     """
+    trackers = args.log_with.split(",") if args.log_with else []
     accelerator = Accelerator(
         # Without it, two processes on a machine without an accelerator would train apart, each as if alone.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=args.mixed_precision,
-        log_with=args.log_with,
+        log_with=trackers or None,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=args.output_dir),
         # DDP would regroup gradients after its first step, and a resumed run add them up in another order.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     check_engine(accelerator)
     set_product_precision(args.mixed_precision, accelerator.device.type)
-    if args.log_with:
+    if trackers:
         accelerator.init_trackers("tracking")
-        if not accelerator.trackers:
-            raise ImportError(f"`log_with` needs the package of {args.log_with}: pip install {args.log_with}")
+        running = {"all", *(tracker.name for tracker in accelerator.trackers)}
+        missing = [name for name in trackers if name not in running]
+        if missing:
+            raise ImportError(f"`log_with` needs the package of {missing[0]}: pip install {missing[0]}")
     return accelerator
 
 

@@ -1,20 +1,19 @@
 """Checkpoints: written aside and renamed, and checked before they are read."""
 
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
+from training.best import put_best_into, restore_best
+from training.disk import UNFINISHED, flush, try_to
 from training.run import Run
 
 
 MANIFEST_NAME = "manifest.json"
-UNFINISHED_NAME = "unfinished"
 
 
 def save_checkpoint(run: Run) -> Path | None:
@@ -25,7 +24,7 @@ def save_checkpoint(run: Run) -> Path | None:
         `Path` of the checkpoint, or `None`, after a warning, if it could not be written: those before stay.
     """
     folder = Path(run.args.output_dir, "checkpoints")
-    unfinished, final = folder / UNFINISHED_NAME, folder / f"step_{run.progress.step:08d}"
+    unfinished, final = folder / UNFINISHED, folder / f"step_{run.progress.step:08d}"
     if run.accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
     run.accelerator.wait_for_everyone()
@@ -52,17 +51,13 @@ def resume(run: Run) -> None:
     if run.args.resume is None:
         _check_unused(Path(run.args.output_dir))
         return
-    path = find_checkpoint(run.args.output_dir) if run.args.resume == "latest" else Path(run.args.resume)
+    path = _agreed_path(run)
     if path is None:
         run.accelerator.print("No checkpoint to resume from: starting anew.")
         return
-    if not path.is_dir():
-        raise FileNotFoundError(f"`resume` must be 'latest' or a checkpoint folder, got {path}, which does not exist.")
-    problem = find_damage(path)
-    if problem:
-        raise ValueError(f"`resume` must be a whole checkpoint, got {path}: {problem}.")
     _check_identity(run, path)
     run.accelerator.load_state(str(path))
+    restore_best(run, path)
     if run.accelerator.is_main_process and path.resolve().parent == Path(run.args.output_dir, "checkpoints").resolve():
         # The last one again, if the run went back to it.
         error = try_to(lambda: _write_manifest(path, _read_manifest(path)))
@@ -71,11 +66,29 @@ def resume(run: Run) -> None:
     run.accelerator.print(f"Resumed from {path}.")
 
 
+def _agreed_path(run: Run) -> Path | None:
+    """The checkpoint that the main process chooses, which every process must see whole."""
+    path = None if run.args.resume == "latest" else Path(run.args.resume)
+    if path is None and run.accelerator.is_main_process:
+        path = find_checkpoint(run.args.output_dir)
+    path = broadcast_object_list([path])[0]
+    if path is None:
+        return None
+    if not all(gather_object([path.is_dir()])):
+        raise FileNotFoundError(
+            f"`resume` must be 'latest' or a checkpoint folder, got {path}, which does not exist for every process."
+        )
+    problems = [problem for problem in gather_object([find_damage(path)]) if problem]
+    if problems:
+        raise ValueError(f"`resume` must be a whole checkpoint, got {path}: {problems[0]}.")
+    return path
+
+
 def find_checkpoint(output_dir: str | Path) -> Path | None:
     """The whole checkpoint that a run wrote last, or went back to; one that is not whole is skipped with a warning."""
     folder = Path(output_dir, "checkpoints")
-    if (folder / UNFINISHED_NAME).exists():
-        warnings.warn(f"Skipped {folder / UNFINISHED_NAME}: the run ended while it was written.", stacklevel=2)
+    if (folder / UNFINISHED).exists():
+        warnings.warn(f"Skipped {folder / UNFINISHED}: the run ended while it was written.", stacklevel=2)
     for path in reversed(_by_age(folder)):
         problem = find_damage(path)
         if problem is None:
@@ -99,25 +112,16 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def try_to(write: Callable[[], Any]) -> str | None:
-    """Why something could not be written, or `None` if it was."""
-    # A full disk shows as OSError, as RuntimeError of torch.save or as an error of safetensors.
-    try:
-        write()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
 def _finish(run: Run, unfinished: Path, final: Path) -> None:
+    put_best_into(run, unfinished)
     files = sorted(path for path in unfinished.rglob("*") if path.is_file())
     manifest = {"files": {str(file.relative_to(unfinished)): file.stat().st_size for file in files}}
     for file in files:
-        _flush(file)
+        flush(file)
     _write_manifest(unfinished, manifest | run.identity())
     shutil.rmtree(final, ignore_errors=True)
     unfinished.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
     for old in _by_age(final.parent)[: -run.args.keep_checkpoints]:
         shutil.rmtree(old)
 
@@ -141,19 +145,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     number = 1 + max(map(_number, path.parent.glob("step_*")), default=0)
-    unfinished = path / f"{MANIFEST_NAME}.{UNFINISHED_NAME}"
+    unfinished = path / f"{MANIFEST_NAME}.{UNFINISHED}"
     unfinished.write_text(json.dumps(manifest | {"number": number}, indent=2), encoding="utf-8")
-    _flush(unfinished)
+    flush(unfinished)
     unfinished.rename(path / MANIFEST_NAME)
-
-
-def _flush(path: Path) -> None:
-    """Wait until the disk has it: a rename must not outlive the bytes of what it names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _give_up(run: Run, unfinished: Path, error: str) -> None:
@@ -182,4 +177,4 @@ def _check_identity(run: Run, path: Path) -> None:
             )
 
 
-__all__ = ["find_checkpoint", "find_damage", "resume", "save_checkpoint", "try_to"]
+__all__ = ["find_checkpoint", "find_damage", "resume", "save_checkpoint"]

@@ -17,7 +17,7 @@ from processing.batches.label_batch import LabelCollator, LabelledStudies, count
 from recipes.recipe import TrainArguments
 from training.run import Run
 from training.shares import share_between_processes
-from training.stage import Records, Stage, base_config, training_records, validation_records
+from training.stage import Records, Stage, base_config, read_studies, training_records, validation_records
 
 
 class ClassifyStage(Stage):
@@ -51,7 +51,7 @@ class ClassifyStage(Stage):
         model, names = Classifier(run), label_names(base_config(run.unwrapped))
 
         def classify(part: list[int]) -> torch.Tensor:
-            return classify_studies(model, run.processor, records.select(part))
+            return classify_studies(model, run.processor, read_studies(records.select(part)))
 
         scores = share_between_processes(run, list(range(len(records))), classify)
         labels = list(records["labels"])

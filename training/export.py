@@ -5,10 +5,10 @@ from pathlib import Path
 from accelerate.utils import set_seed
 from torch import nn
 
+from training.best import BEST_NAME, load_best
 from training.engines import SHARDED, holds_frozen_in_half
 from training.run import Run
 from training.run_folder import write_metrics
-from training.validation import BEST_NAME, load_best
 from training.weights import frozen_sha256, put_weights, trained_weights
 
 
@@ -26,9 +26,10 @@ def export_run(run: Run, training: dict[str, float]) -> None:
         model = _whole_model(run)
         put_weights(model, weights, "weights")
         run.stage.export(run, model, Path(run.args.output_dir))
-        if load_best(run, model):
+        best = load_best(run, model)
+        if best:
             run.stage.export(run, model, Path(run.args.output_dir, BEST_NAME))
-        write_metrics(run, training)
+        write_metrics(run, training, best or {})
     run.accelerator.wait_for_everyone()
 
 
@@ -45,7 +46,7 @@ def _whole_model(run: Run) -> nn.Module:
     model, _ = run.stage.build_model(run.args, run.accelerator)
     if frozen_sha256(model) != run.frozen_sha256:
         raise RuntimeError(
-            "What the run started from has changed while it trained: its checkpoints hold the adapters."
+            "What the run started from has changed while it trained: its checkpoints hold what it learnt."
         )
     return model
 

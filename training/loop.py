@@ -45,7 +45,7 @@ def train(run: Run, log: TrainLog, stop: StopSignal) -> bool:
                 _save_before_stop(run)
                 return False
             _validate_if_due(run, log)
-            if run.args.checkpoint_every and run.progress.step % run.args.checkpoint_every == 0:
+            if _is_checkpoint_due(run):
                 save_checkpoint(run)
         run.progress.epoch, run.progress.epoch_step = run.progress.epoch + 1, 0
     return True
@@ -172,6 +172,12 @@ def _validate_if_due(run: Run, log: TrainLog) -> None:
         figures = validate_run(run) if step else measure_run(run)
         run.progress.validated = step
         log.add_validation(figures)
+
+
+def _is_checkpoint_due(run: Run) -> bool:
+    """Every so many steps, and at the end, since what comes then, the export, may fail."""
+    step, every = run.progress.step, run.args.checkpoint_every
+    return bool(every) and (step % every == 0 or step == run.total_steps)
 
 
 def _save_before_stop(run: Run) -> None:

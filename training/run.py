@@ -65,6 +65,7 @@ class Run:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     progress: TrainProgress
     frozen_sha256: str
+    records_fingerprint: str
 
     @property
     def unwrapped(self) -> nn.Module:
@@ -89,7 +90,8 @@ class Run:
         # The batches of a stream depend on who reads which part of it, in which portions.
         readers = [processes, args.num_workers, args.micro_batch_size or args.batch_size] if args.streaming else None
         return {
-            **{name: getattr(args, name) for name in ("stage", "seed", *OF_THE_OPTIMIZER)},
+            **{name: getattr(args, name) for name in ("stage", "seed", "labels", *OF_THE_OPTIMIZER)},
+            "records_fingerprint": self.records_fingerprint,
             "studies": len(self.studies),
             "studies_per_step": self.studies_per_step,
             "studies_per_contrast": args.batch_size * processes,

@@ -12,7 +12,6 @@ import torch
 import yaml
 
 from eval.protocol import preprocessing_sha256, write_json
-from processing.records.record_files import records_fingerprint
 from training.run import Run
 from training.stage import count_parameters
 
@@ -31,7 +30,7 @@ def describe_start(run: Run) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": sys.version.split()[0],
         "git": describe_commit(),
-        "records_fingerprint": records_fingerprint(run.args.records, run.args.split),
+        "records_fingerprint": run.records_fingerprint,
         "studies": len(run.studies),
         "studies_per_step": run.studies_per_step,
         "total_steps": run.total_steps,
@@ -46,17 +45,16 @@ def write_start(run: Run) -> None:
     write_json(describe_start(run), folder / "run.json")
 
 
-def write_metrics(run: Run, training: dict[str, float]) -> None:
-    """Write `metrics.json` of a finished run."""
+def write_metrics(run: Run, training: dict[str, float], best: dict[str, Any]) -> None:
+    """Write `metrics.json` of a finished run: the last line of its log, and what is said of its best weights."""
     summary = Path(run.args.records, "summary.json")
-    best = Path(run.args.output_dir, "best", "validation.json")
     start = describe_start(run)
     start["recipe"] = without_places(start["recipe"])
     metrics = {
         "run": start | {"steps": run.progress.step, "skipped_records": run.progress.skipped},
         "parameters": count_parameters(run.unwrapped),
         "training": training,
-        "validation": json.loads(best.read_text(encoding="utf-8")) if run.progress.best else {},
+        "validation": best,
         "records": json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {},
         "preprocessing_sha256": preprocessing_sha256(run.processor),
     }

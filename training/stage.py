@@ -1,6 +1,7 @@
 """What a stage of training decides: its model, its batches, how it is judged, and what it leaves."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from modeling_alta import AltaConfig, AltaProcessor
+from modeling_alta.configuration_alta import VIEW_NAMES
 from processing.batches.augmentation import StudyTransform
-from processing.batches.training_batch import TrainingStudies
+from processing.batches.training_batch import TrainingStudies, read_view
 from processing.records.record_stream import RecordStream
 from processing.records.study_records import load_study_records
 from recipes.recipe import TrainArguments
@@ -70,6 +72,19 @@ def validation_records(run: "Run") -> datasets.Dataset:
     return records.select(studies.positions[: args.validation_studies])
 
 
+def read_studies(records: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    """
+    Records with the radiographs of their views read, one after the other.
+
+    Raises:
+        [`UnreadableStudyError`]: a `ValueError` that names the study and the view.
+    """
+    for view in VIEW_NAMES:
+        records = records.cast_column(view, datasets.Image(decode=False))
+    for record in records:
+        yield record | {view: read_view(record, view) for view in VIEW_NAMES}
+
+
 def study_transform(config: AltaConfig, augment: bool) -> StudyTransform:
     """The transform that makes the image inputs of a model with this config."""
     return StudyTransform(config.vision_config.image_size, config.target_image_size, do_augment=augment)
@@ -112,6 +127,7 @@ __all__ = [
     "base_config",
     "base_folder",
     "count_parameters",
+    "read_studies",
     "study_transform",
     "trained_parameters",
     "training_records",

@@ -9,10 +9,12 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
+from accelerate import Accelerator
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import nn
 from tqdm import tqdm
 
+from training.disk import UNFINISHED, try_to
 from training.run import Run
 from training.stage import trained_parameters
 
@@ -36,6 +38,7 @@ class TrainLog:
         self.folder = Path(run.args.output_dir)
         self.seconds = self.waited = 0.0
         self.steps = 0
+        self.is_tracked = True
         self.bar = tqdm(
             desc=f"Stage {run.args.stage}",
             total=run.total_steps,
@@ -45,8 +48,8 @@ class TrainLog:
         )
         if run.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name in (TRAINING_LOG, VALIDATION_LOG):
-                _keep_rows_before(self.folder / name, run.progress.step)
+            _keep_rows_until(self.folder / TRAINING_LOG, run.progress.step)
+            _keep_rows_until(self.folder / VALIDATION_LOG, run.progress.validated)
         rows = read_log(self.folder / TRAINING_LOG) if run.progress.step else []
         self.last = {name: rows[-1][name] for name in rows[-1].keys() - set(PLACE)} if rows else {}
 
@@ -104,7 +107,19 @@ class TrainLog:
                 warnings.warn(f"No line of {name} at step {place['step']}: {error}.", stacklevel=3)
 
     def _track(self, row: dict[str, float]) -> None:
-        self.run.accelerator.log(row, step=self.run.progress.step)
+        if self.is_tracked:
+            step = self.run.progress.step
+            error = try_to(lambda: self.run.accelerator.log(row, step=step))
+            if error:  # as of a full disk, or a server that is gone: the run is worth more than its curves
+                self.is_tracked = False
+                warnings.warn(f"The tracker gets nothing more, from step {step} on: {error}.", stacklevel=3)
+
+
+def end_tracking(accelerator: Accelerator) -> None:
+    """Close trackers and the connections of the processes; a tracker that fails ends no run that has succeeded."""
+    error = try_to(accelerator.end_training)
+    if error:
+        warnings.warn(f"The tracker may lack its last lines: {error}.", stacklevel=2)
 
 
 @torch.no_grad()
@@ -137,9 +152,9 @@ def read_log(path: str | Path) -> list[dict[str, float]]:
     return rows
 
 
-def _keep_rows_before(path: Path, step: int) -> None:
-    kept = [row for row in read_log(path) if row["step"] <= step] if step else []
-    unfinished = path.with_name(f"{path.name}.unfinished")
+def _keep_rows_until(path: Path, step: int) -> None:
+    kept = [row for row in read_log(path) if row["step"] <= step]
+    unfinished = path.with_name(f"{path.name}.{UNFINISHED}")
     unfinished.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
     unfinished.rename(path)
 
@@ -148,4 +163,4 @@ def _whole(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-__all__ = ["TRAINING_LOG", "VALIDATION_LOG", "TrainLog", "adapter_norm", "peak_memory", "read_log"]
+__all__ = ["TRAINING_LOG", "VALIDATION_LOG", "TrainLog", "adapter_norm", "end_tracking", "peak_memory", "read_log"]

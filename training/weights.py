@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from training.disk import UNFINISHED
 from training.engines import SHARDED
 from training.stage import trained_parameters
 
@@ -51,7 +52,7 @@ def trained_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, tor
 
 def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
     """Write weights aside and rename them over those that are there."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished = path.with_name(f"{path.name}.{UNFINISHED}")
     save_file(weights, unfinished)
     unfinished.rename(path)
 

@@ -153,7 +153,7 @@ class TrainingStudies(torch.utils.data.Dataset):
 
     def _prepare_images(self, record: dict[str, Any]) -> tuple[dict[str, torch.Tensor], torch.Generator]:
         """The tensors of the study, and its random source as they left it."""
-        images = {name: _read_view(record, name) for name in self.views}
+        images = {name: read_view(record, name) for name in self.views}
         generator = sample_generator(self.seed, int(self._epoch), record["study_id"])
         return self.transform(images, generator), generator
 
@@ -310,7 +310,13 @@ def _check_records(records: datasets.Dataset | RecordStream, column: str, views:
         raise ValueError(f"`records` must have the columns {missing}, got {records.column_names}.")
 
 
-def _read_view(record: dict[str, Any], name: str) -> Image.Image | None:
+def read_view(record: dict[str, Any], name: str) -> Image.Image | None:
+    """
+    The radiograph of one view of a record, or `None` without it.
+
+    Raises:
+        [`UnreadableStudyError`]: a `ValueError` that names the study and the view.
+    """
     if record[name] is None:
         return None
     try:
@@ -337,6 +343,7 @@ __all__ = [
     "UnreadableStudyError",
     "draw_noise",
     "encode_reports",
+    "read_view",
     "sample_generator",
     "stack_images",
     "tell_studies",

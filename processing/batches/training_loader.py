@@ -1,8 +1,10 @@
 """The loader of a training run: batches of an order, prepared by workers whose death is an error in its place."""
 
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from math import ceil
 from typing import Any
@@ -50,6 +52,7 @@ def make_training_loader(
         raise ValueError(f"`num_workers` must be the {order.num_workers} of `order`, got {num_workers}.")
     workers = {}
     if num_workers:
+        _allow_open_files()
         workers = {"timeout": timeout, "prefetch_factor": 1 + ceil(batches_at_once / num_workers)}
     return TrainingLoader(
         studies,
@@ -59,6 +62,14 @@ def make_training_loader(
         pin_memory=torch.cuda.is_available(),
         **workers,
     )
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this process have: a tensor of a worker is an open file until it is pinned or gone,
+    and the parts of a large contrastive batch are held together."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS names no limit, and allows less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class TrainingLoader(DataLoader):

@@ -48,6 +48,8 @@ MODULES = {
     "pylibjpeg-openjpeg": "openjpeg",
     "python-gdcm": "gdcm",
 }
+MAY_BE_EMPTY = ("ModalityLUTSequence", "RescaleIntercept", "RescaleSlope", "VOILUTFunction")
+LEAST_WIDTHS = {"LINEAR": 1, "LINEAR_EXACT": 0, "SIGMOID": 0}  # of a window; 0 is none, PS3.3 section C.11.2.1
 BYTES_PER_PIXEL = 6  # colour of 16 bits, the most that is read
 HEADER_BYTES = 2**20
 
@@ -59,7 +61,8 @@ def read_dicom(content: bytes, max_pixels: int) -> np.ndarray:
     With a VOI LUT or window: modality transform, then the VOI over its output range. Without one:
     8-bit = round(stored pixel * 255 / maximum of the image), the modality transform only where it changes more than
     slope and offset. MONOCHROME1 is 255 minus that. Padding (PixelPaddingValue to PixelPaddingRangeLimit) is black and
-    counts for no maximum. Colour is scaled over its full range, not by its maximum.
+    counts for no maximum. An empty element is as one that is absent, and a window whose width or function is none of
+    the standard is no window. Colour is scaled over its full range, not by its maximum.
 
     Args:
         content (`bytes`): the file.
@@ -84,6 +87,7 @@ def read_dicom(content: bytes, max_pixels: int) -> np.ndarray:
     _complete_transfer_syntax(dataset)
     _check_size(dataset, max_pixels)
     _lift_functional_groups(dataset)
+    _drop_empty_elements(dataset)
     pixels = _stored_pixels(dataset)
     if dataset.get("PhotometricInterpretation", "MONOCHROME2").startswith("MONOCHROME"):
         return map_values(pixels, lambda values: _shown(values, dataset))
@@ -144,6 +148,13 @@ def _lift_functional_groups(dataset: Any) -> None:
                     dataset.update(item)
 
 
+def _drop_empty_elements(dataset: Any) -> None:
+    """pydicom takes an element that is there for one that has a value."""
+    for name in MAY_BE_EMPTY:
+        if name in dataset and dataset[name].is_empty:
+            del dataset[name]
+
+
 def _stored_pixels(dataset: Any) -> np.ndarray:
     bits_stored = dataset.BitsStored
     shift = dataset.get("HighBit", bits_stored - 1) + 1 - bits_stored
@@ -192,8 +203,19 @@ def _is_padding(values: np.ndarray, dataset: Any) -> np.ndarray:
 
 
 def _has_voi(dataset: Any) -> bool:
-    has_window = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
-    return has_window or bool(dataset.get("VOILUTSequence"))
+    return _has_window(dataset) or bool(dataset.get("VOILUTSequence"))
+
+
+def _has_window(dataset: Any) -> bool:
+    """Whether the first window, the one that is applied, is valid."""
+    center, width = (_first_value(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    least = LEAST_WIDTHS.get(str(dataset.get("VOILUTFunction", "LINEAR")).upper())
+    return None not in (center, width, least) and width > 0 and width >= least
+
+
+def _first_value(value: Any) -> Any:
+    value = value[0] if isinstance(value, pydicom.multival.MultiValue) and value else value
+    return None if value in ("", []) else value
 
 
 def _plain_values(values: np.ndarray, dataset: Any) -> np.ndarray:

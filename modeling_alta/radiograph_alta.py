@@ -1,5 +1,6 @@
 """Any radiograph to 8-bit grey: DICOM, PNG, JPEG or TIFF, a PIL image, an array or a tensor."""
 
+import errno
 import io
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,7 +16,7 @@ from .dicom_alta import read_dicom
 from .pixels_alta import check_num_pixels, grey_of_array, grey_of_float_picture
 
 
-__all__ = ["MAX_PIXELS", "read_radiograph"]
+__all__ = ["MAX_PIXELS", "is_system_failure", "read_radiograph"]
 
 MAX_PIXELS = 100_000_000  # six times the largest detector
 # Pillow would also open formats that start other programs, such as EPS.
@@ -24,6 +25,10 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 DRAFT_MARGIN = 1.2
 EXIF_ORIENTATION = 0x0112
 TIFF_PHOTOMETRIC = 262
+# What these say holds for the path whenever it is read; other errors of the system may be gone the next time.
+ERRORS_OF_THE_PATH = frozenset(
+    (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
+)
 
 
 def read_radiograph(image: Any, short_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -53,6 +58,7 @@ def read_radiograph(image: Any, short_side: int | None = None, max_pixels: int =
 
     Raises:
         `FileNotFoundError`: no such path.
+        `OSError`: the disk, the network or the process's limits failed, as in [`is_system_failure`].
         `ValueError`: a file that is empty, cannot be decoded or has more than `max_pixels` (with its path), a DICOM
             without pixel data or of several frames, pixels of another shape or outside their range.
         `TypeError`: anything else was passed.
@@ -64,6 +70,21 @@ def read_radiograph(image: Any, short_side: int | None = None, max_pixels: int =
     if short_side is None or min(grey.size) <= short_side:
         return grey
     return grey.resize(_fitted_size(grey.size, short_side), Image.Resampling.BICUBIC)
+
+
+def is_system_failure(error: BaseException | None) -> bool:
+    """
+    Whether an error comes of a failing disk or network, or of too many open files, so that it says nothing about the
+    file that was read. Pillow's errors about damaged content are `OSError`s too, but without a number.
+
+    Args:
+        error (`BaseException`, *optional*): it or its `__cause__` is looked at.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in ERRORS_OF_THE_PATH:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _read(image: Any, short_side: int | None, max_pixels: int) -> Image.Image:
@@ -106,6 +127,8 @@ def _read_path(path: Path) -> bytes:
             f"`image` must be the path of a radiograph, got {path}, which does not exist."
         ) from error
     except (OSError, ValueError) as error:
+        if is_system_failure(error):
+            raise
         raise ValueError(f"`image` must be the path of a readable file, got {path}: {error}") from error
 
 
@@ -128,6 +151,8 @@ def _decoded(decode: Callable[[Any], Image.Image], content: Any, source: str) ->
             f"`image` must be a DICOM, PNG, JPEG or TIFF, got {source}, which is none of them."
         ) from error
     except Exception as error:
+        if is_system_failure(error):
+            raise
         raise ValueError(f"`image` must be a radiograph that can be decoded, got {source}: {error}") from error
 
 

@@ -5,9 +5,9 @@
 The mapping says which columns of the table mean what (`processing/hospital_example.yaml`). Either a row of the table
 is an image, with its study, patient, view, time and report; or, with the key `dicom`, the images are a folder of DICOM
 files of which the headers say all that (`processing.corpora.dicom_headers`), and a row is a report, found by
-StudyInstanceUID, else by an AccessionNumber of one study only. Of several reports of one study the last counts, of
-several times the earliest. Where a study has a day but no time of day, it and the others of its patient on that day
-count as one time.
+StudyInstanceUID, else by an AccessionNumber of one study only. Of several reports of one study the last that has a
+text counts, of several times the earliest. Where a study has a day but no time of day, it and the others of its
+patient on that day count as one time.
 
 What identifies a patient stays behind. `patient_id` and `study_id` are hashes under a secret salt, from the
 environment variable ALTA_SALT or `--salt-file`; keep it, since the next run needs it for the same names, and keep it

@@ -93,6 +93,52 @@ def test_window_applies_after_the_modality_rescale(tmp_path):
     assert values(path) == [[0, 128, 255]]
 
 
+# The window is [-0.5, 999.5] in steps of 1/999 (LINEAR), so that 500 gives half.
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"RescaleSlope": None},
+        {"RescaleIntercept": None, "RescaleSlope": 2},
+        {"RescaleSlope": None, "RescaleIntercept": None},
+        {"VOILUTFunction": ""},
+        {"VOILUTFunction": None},
+        {"ModalityLUTSequence": []},
+        {"PixelPaddingValue": None, "PixelPaddingRangeLimit": None},
+    ],
+)
+def test_an_empty_element_is_as_one_that_is_absent(tmp_path, empty):
+    pixels = np.array([[0, 500, 1000]], np.uint16)
+    window = {"WindowCenter": 500, "WindowWidth": 1000}
+    full = {name: value for name, value in empty.items() if value}
+    assert values(write_dicom(tmp_path / "a.dcm", pixels, **window, **empty)) == [[0, 128, 255]]
+    assert values(write_dicom(tmp_path / "b.dcm", pixels, **window, **full)) == [[0, 128, 255]]
+    assert values(write_dicom(tmp_path / "c.dcm", pixels, **empty)) == [[0, 128, 255]]
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"WindowCenter": 500, "WindowWidth": 0},
+        {"WindowCenter": 500, "WindowWidth": -10},
+        {"WindowCenter": 500, "WindowWidth": 0.5},
+        {"WindowCenter": 500, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
+        {"WindowCenter": 500, "WindowWidth": 1000, "VOILUTFunction": "GAMMA"},
+        {"WindowCenter": None, "WindowWidth": 1000},
+        {"WindowCenter": [500, 300], "WindowWidth": [0, 100]},
+        {"WindowCenter": [500, 300], "WindowWidth": None},
+        {"WindowCenter": [500, 300], "WindowWidth": ["", 100]},
+    ],
+)
+def test_a_window_that_is_none_leaves_the_scale_of_the_image(tmp_path, window):
+    path = write_dicom(tmp_path / "a.dcm", np.array([[0, 500, 2000]], np.uint16), **window)
+    assert values(path) == [[0, 64, 255]]
+
+
+def test_a_narrow_window_is_one_where_its_function_allows_it(tmp_path):
+    window = {"WindowCenter": 500, "WindowWidth": 0.5, "VOILUTFunction": "LINEAR_EXACT"}
+    assert values(write_dicom(tmp_path / "a.dcm", np.array([[0, 500, 2000]], np.uint16), **window)) == [[0, 128, 255]]
+
+
 def test_voi_lut_with_8_bit_entries_covers_all_12_bits(tmp_path):
     table = Dataset()
     table.LUTDescriptor = [4096, 0, 8]

@@ -1,3 +1,4 @@
+import errno
 import json
 from datetime import datetime
 from pathlib import Path
@@ -153,6 +154,14 @@ def test_dicom_files_become_studies_by_their_headers(tmp_path):
     assert counts.items() <= summary.items()
 
 
+def test_an_empty_row_does_not_take_the_place_of_a_report(tmp_path):
+    write_study(tmp_path / "dicom" / "1", 10)
+    reports = [{"uid": "1.2.840.99.1", "text": "Clear lungs."}, {"uid": "1.2.840.99.1"}]
+    records, summary = run_dicom(tmp_path, reports, 1)
+    assert records[study("1.2.840.99.1")]["report"] == "Clear lungs."
+    assert (summary["reports"], summary["earlier_reports_of_a_study"]) == (2, 1)
+
+
 def test_bad_dicom_files_are_counted_and_nothing_beside_them_is_lost(tmp_path):
     changes = [{"Modality": "CT"}, {"BodyPartExamined": "HAND"}, {"BurnedInAnnotation": "YES"}, {"PatientID": ""}]
     changes += [{"ViewPosition": ""}, {"ViewPosition": "LLD"}, {}, {"StudyInstanceUID": "1.2.9", "PatientID": "X1"}]
@@ -188,11 +197,56 @@ def test_bad_dicom_files_are_counted_and_nothing_beside_them_is_lost(tmp_path):
         ({"SeriesDescription": "Chest postero-anterior"}, "PA"),
         ({"SeriesDescription": "CHEST PA AND LAT"}, ""),
         ({"SeriesDescription": "CHEST LATERAL DECUBITUS"}, "other"),
+        *(
+            ({"ViewPosition": position, "SeriesDescription": "CHEST PA"}, "other")
+            for position in ("RAO", "LPO", "LAO", "RPO", "SWIMMERS", "Swimmer's", "AP AXIAL", "XTABLE LATERAL")
+        ),
+        ({"ViewPosition": "LATERAL X-TABLE"}, "other"),
+        ({"SeriesDescription": "Chest cross table lat"}, "other"),
+        ({"SeriesDescription": "CHEST PORTABLE AP ON TABLE"}, "AP"),
     ],
 )
 def test_the_view_is_read_from_the_first_element_that_names_one(tmp_path, header, view):
     write_study(tmp_path / "1.dcm", 0, **{"ViewPosition": ""} | header)
     assert read_header(tmp_path / "1.dcm").view == view
+
+
+OTHER_PART = "row: another part of the body than the chest"
+UNNAMED_PART = "row: nothing in the header says that it shows the chest"
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ({}, None),
+        ({"SeriesDescription": "Portable AP, semi-erect"}, None),
+        ({"SeriesDescription": "Tórax em PA"}, None),
+        ({"SeriesDescription": "ABDOMEN AP"}, UNNAMED_PART),
+        ({"SeriesDescription": "RIBS AP"}, UNNAMED_PART),
+        ({"SeriesDescription": "Thoracic spine AP"}, UNNAMED_PART),
+        ({"SeriesDescription": "W. Bucky AP", "BodyPartExamined": "CHEST"}, None),
+        ({"SeriesDescription": "Chest AP", "BodyPartExamined": "RIB"}, OTHER_PART),
+        ({"BodyPartExamined": "THORACIC SPINE"}, OTHER_PART),
+        ({"region": "Chest", "SeriesDescription": "Bucky AP"}, None),
+        ({"region": "Abdomen"}, OTHER_PART),
+    ],
+)
+def test_the_part_of_the_body_is_read_from_the_first_element_that_names_one(tmp_path, header, problem):
+    region = pydicom.Dataset()
+    region.CodeMeaning = header.pop("region", "")
+    write_study(tmp_path / "1.dcm", 0, **{"BodyPartExamined": "", "AnatomicRegionSequence": [region]} | header)
+    assert read_header(tmp_path / "1.dcm").problem == problem
+
+
+def test_failing_disk_ends_the_reading_of_headers(tmp_path, monkeypatch):
+    write_study(tmp_path / "1.dcm", 0)
+
+    def fail(*arguments, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pydicom, "dcmread", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_header(tmp_path / "1.dcm")
 
 
 def test_a_day_without_a_time_of_day_orders_no_two_studies(tmp_path):
@@ -226,6 +280,20 @@ def test_identifiers_are_removed_from_a_text_and_words_are_left():
     text = "Long, Mary (12 mm; 4711): long lines. mary long"
     assert remove_identifiers(text, ["Long^Mary", "4711", "12"]) == "___, ___ (12 mm; ___): long lines. mary long"
     assert remove_identifiers(text, []) == text
+
+
+@pytest.mark.parametrize(
+    ("identifier", "text", "expected"),
+    [
+        ("123456", "MRN 00123456, 123456 and 1234567", "MRN ___, ___ and 1234567"),
+        ("00123456", "MRN 123456, 0123456", "MRN ___, ___"),
+        ("12", "12 mm, 012, MRN 0012 and 00000012", "12 mm, 012, MRN ___ and ___"),
+        ("0012", "12 mm, 0012", "12 mm, ___"),
+        ("M012", "M12, M012, 0M012", "M12, ___, 0M012"),
+    ],
+)
+def test_a_number_is_removed_with_and_without_leading_zeros(identifier, text, expected):
+    assert remove_identifiers(text, [identifier]) == expected
 
 
 def test_another_salt_gives_other_names_and_a_missing_or_short_one_is_an_error(tmp_path, monkeypatch):

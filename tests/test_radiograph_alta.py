@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -9,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from modeling_alta.radiograph_alta import read_radiograph
+from modeling_alta.radiograph_alta import is_system_failure, read_radiograph
 
 
 FIXTURES = Path(__file__).parent / "fixtures" / "preprocess"
@@ -60,6 +62,42 @@ def test_file_that_is_no_image_is_an_error_with_its_path(tmp_path):
         read_radiograph(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"absent\.png"):
         read_radiograph(tmp_path / "absent.png")
+
+
+def fail_with(number):
+    """Stands for a method that reads."""
+
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number), "a.png")
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_failure_of_the_system_is_no_fault_of_the_file_and_stays_as_it_is(tmp_path, monkeypatch, number):
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    lazy = Image.open(tmp_path / "a.png")
+    monkeypatch.setattr(Path, "read_bytes", fail_with(number))
+    monkeypatch.setattr(lazy, "load", fail_with(number))
+    for image in (tmp_path / "a.png", {"path": str(tmp_path / "a.png")}, lazy):
+        with pytest.raises(OSError, match=os.strerror(number)) as raised:
+            read_radiograph(image)
+        assert raised.value.errno == number and is_system_failure(raised.value)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG])
+def test_path_that_cannot_be_read_is_an_error_with_its_path(monkeypatch, number):
+    monkeypatch.setattr(Path, "read_bytes", fail_with(number))
+    with pytest.raises((ValueError, FileNotFoundError), match=r"`image` must be the path of a .*a\.png") as raised:
+        read_radiograph("a.png")
+    assert not is_system_failure(raised.value)
+
+
+def test_failure_of_the_system_is_found_behind_an_error_that_it_caused():
+    error = ValueError("a.png cannot be read")
+    assert not is_system_failure(error) and not is_system_failure(OSError("image file is truncated"))
+    error.__cause__ = OSError(errno.EIO, "Input/output error")
+    assert is_system_failure(error)
 
 
 def test_path_bytes_and_datasets_dict_give_the_same_pixels():

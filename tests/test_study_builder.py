@@ -1,4 +1,6 @@
+import errno
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +55,36 @@ def test_bad_file_is_counted_by_reason_and_the_next_best_is_taken(root, name, re
     assert made.excluded[reason] == 3 and made.unreadable == [f"{name}.png"] * 3
     assert made.excluded["row: the study has a better or earlier frontal"] == 1
     assert made.excluded["study: no frontal that can be read"] == 1
+
+
+def fail_of_disk(path):
+    raise OSError(errno.EIO, "Input/output error", str(path))
+
+
+def fail_because_of_disk(path):
+    try:
+        fail_of_disk(path)
+    except OSError as error:
+        raise ValueError(f"{path} is broken") from error
+
+
+@pytest.mark.parametrize("fail", [fail_of_disk, fail_because_of_disk])
+def test_failing_disk_ends_the_run_and_leaves_no_image_and_no_report_out(root, monkeypatch, fail):
+    with pytest.raises((OSError, ValueError), match=r"0\.png"):
+        build(root, study("a"), read_image=fail)
+    with pytest.raises((OSError, ValueError), match=r"a\.txt"):
+        build(root, study("a", report_file="a.txt"), read_report=fail)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises((OSError, ValueError), match=r"0\.png"):
+        build(root, study("a"))
+
+
+def test_file_that_must_not_be_read_is_counted(root):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    made = build(root, study("a"), read_image=refuse)
+    assert +made.excluded == {"row: file cannot be decoded": 1, "study: no frontal that can be read": 1}
 
 
 def test_prior_is_found_in_a_patient_with_200_studies_in_any_order(root):

@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +16,7 @@ from processing.engine.study_plan import ImageFile
 from processing.engine.workers import chunk_patients, run_local
 from processing.engine.write_records import corpus_parser, format_summary, run_corpus, write_records
 from processing.records.study_features import SPLIT_NAMES
-from processing.records.study_records import load_study_records
+from processing.records.study_records import load_study_records, write_study_records
 
 
 SHARD_BYTES = 4000
@@ -117,6 +119,18 @@ def test_killed_run_goes_on_after_its_last_shard_with_the_same_bytes(plan, tmp_p
     assert read_bytes(tmp_path / "out") == read_bytes(tmp_path / "whole")
 
 
+def test_run_whose_disk_failed_goes_on_with_the_same_bytes(plan, tmp_path, reads):
+    def fail():
+        raise OSError(errno.EIO, "Input/output error")
+
+    write_records(plan, tmp_path / "whole", 1, SHARD_BYTES)
+    reads.at, reads.action = 300, fail
+    with pytest.raises(OSError, match="Input/output error"):
+        write_records(with_reader(plan, reads.read), tmp_path / "out", 1, SHARD_BYTES)
+    write_records(with_reader(plan, reads.read), tmp_path / "out", 1, SHARD_BYTES)
+    assert reads.count < 600 and read_bytes(tmp_path / "out") == read_bytes(tmp_path / "whole")
+
+
 def test_run_that_is_killed_while_it_puts_files_in_place_finishes(plan, tmp_path, monkeypatch):
     write_records(plan, tmp_path / "whole", 1, SHARD_BYTES)
     write_records(shorten(plan, 30), tmp_path / "out", 1, 500)
@@ -133,6 +147,83 @@ def test_run_that_is_killed_while_it_puts_files_in_place_finishes(plan, tmp_path
         write_records(plan, tmp_path / "out", 1, SHARD_BYTES)
     write_records(plan, tmp_path / "out", 1, SHARD_BYTES)
     assert read_bytes(tmp_path / "out") == read_bytes(tmp_path / "whole")
+
+
+@pytest.fixture
+def rmtree_that_is_killed(monkeypatch):
+    """Stands for `shutil.rmtree` until a kill: the first shard is gone, and the process after it."""
+
+    def remove_some(folder, *arguments, **options):
+        for path in sorted(folder.glob("t*-00000.*")):
+            path.unlink()
+        if folder.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", remove_some)
+        yield patch
+
+
+def test_run_that_is_killed_while_it_discards_its_work_does_not_cost_the_finished_records(
+    plan, tmp_path, rmtree_that_is_killed
+):
+    with pytest.raises(KeyboardInterrupt):
+        write_records(plan, tmp_path / "out", 1, SHARD_BYTES)
+    rmtree_that_is_killed.undo()
+    write_records(plan, tmp_path / "out", 1, SHARD_BYTES)
+    write_records(plan, tmp_path / "whole", 1, SHARD_BYTES)
+    assert read_bytes(tmp_path / "out") == read_bytes(tmp_path / "whole")
+
+
+def test_work_of_another_plan_that_was_discarded_in_part_is_not_taken_over(
+    plan, tmp_path, reads, rmtree_that_is_killed
+):
+    reads.at, reads.action = 300, interrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_records(with_reader(plan, reads.read), tmp_path / "out", 1, SHARD_BYTES)
+    with pytest.raises(KeyboardInterrupt):
+        write_records(shorten(plan, 30), tmp_path / "out", 1, SHARD_BYTES)
+    rmtree_that_is_killed.undo()
+    reads.at, reads.count = None, 0
+    summary = write_records(with_reader(plan, reads.read), tmp_path / "out", 1, SHARD_BYTES)
+    assert summary["images"] == reads.count
+
+
+def leave_finished_shards(plan, output, monkeypatch):
+    """A run that ends before its first shard is put in place."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("processing.engine.unfinished.find_shards", lambda folder: interrupt())
+        write_records(plan, output, 1, SHARD_BYTES)
+    return output / ".unfinished"
+
+
+def test_segments_after_a_gap_are_written_again(plan, tmp_path, monkeypatch):
+    write_records(plan, tmp_path / "whole", 1, SHARD_BYTES)
+    (leave_finished_shards(plan, tmp_path / "out", monkeypatch) / "train-00001.json").unlink()
+    write_records(plan, tmp_path / "out", 1, SHARD_BYTES)
+    assert read_bytes(tmp_path / "out") == read_bytes(tmp_path / "whole")
+
+
+def test_run_that_lacks_a_shard_is_an_error_and_leaves_the_finished_records(plan, tmp_path, monkeypatch):
+    write_records(shorten(plan, 30), tmp_path / "out")
+    before = read_bytes(tmp_path / "out")
+    (leave_finished_shards(plan, tmp_path / "out", monkeypatch) / "train-00001.parquet").unlink()
+    with pytest.raises(ValueError, match=r"every shard of the run, but .*lacks \['train-00001.parquet'\]; remove it"):
+        write_records(plan, tmp_path / "out", 1, SHARD_BYTES)
+    after = read_bytes(tmp_path / "out")
+    assert {name: after[name] for name in before} == before
+
+
+def test_second_run_on_a_folder_is_an_error_and_the_first_one_goes_on(plan, tmp_path, reads):
+    def run_again():
+        for write in (write_records, write_study_records):
+            with pytest.raises(ValueError, match="`output` must be a folder that no other run writes to, got .*out"):
+                write(plan, tmp_path / "out")
+
+    reads.at, reads.action = 300, run_again
+    write_records(with_reader(plan, reads.read), tmp_path / "out", 1, SHARD_BYTES)
+    write_records(plan, tmp_path / "whole", 1, SHARD_BYTES)
+    assert reads.count == 450 and read_bytes(tmp_path / "out") == read_bytes(tmp_path / "whole")
 
 
 def test_shards_of_another_plan_are_not_taken_over(plan, tmp_path, reads):

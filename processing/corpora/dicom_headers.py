@@ -3,6 +3,9 @@
 The first of these that names a view decides it: ViewPosition, ViewCodeSequence, PatientOrientation (rows that run to
 the left or right of the patient make a frontal, to the front or back a lateral), SeriesDescription. A text that names
 both a frontal and a lateral, such as "CHEST PA AND LAT", decides nothing.
+
+The part of the body is that of BodyPartExamined, else of AnatomicRegionSequence. Without either, a SeriesDescription
+must name the chest, as "RIBS AP" does not, or nothing but the view and how it was taken, as in "PORTABLE AP".
 """
 
 import re
@@ -13,22 +16,42 @@ from typing import Any
 
 import pydicom
 
+from modeling_alta.radiograph_alta import is_system_failure
+from processing.corpora.mimic_views import NEUTRAL_WORDS
+
 
 __all__ = ["DicomHeader", "read_header"]
 
 MODALITIES = ("CR", "DX", "DR", "RG")
-CHEST = re.compile(r"CHEST|THORA|LUNG|PULM", re.IGNORECASE)
+CHEST = re.compile(r"CHEST|CXR|TH?[OÓ]RA|LUNG|PULM", re.IGNORECASE)
+SPINE = re.compile(r"SPIN|LUMB|VERTEB|COLUMN", re.IGNORECASE)  # the thoracic one is no chest
 FRONTAL_WORDS = ("PA", "AP", "FRONTAL")  # the first one found names the view
 LATERAL_WORDS = frozenset(("LAT", "LATERAL", "LL", "RL"))
-OTHER_WORDS = frozenset(("DECUB", "DECUBITUS", "LLD", "LLO", "LORDOTIC", "OBL", "OBLIQUE", "RLD", "RLO"))
+OTHER_WORDS = frozenset(
+    "AXIAL DECUB DECUBITUS LAO LLD LLO LORDOTIC LPO OBL OBLIQUE RAO RLD RLO RPO SWIMMER SWIMMERS XTABLE".split()
+)
+# Beside the names of views, these leave open which part of the body is seen.
+PLAIN_WORDS = NEUTRAL_WORDS.union(
+    "AND BEDSIDE CR DR EXP EXPIRATION GRID IN INSP INSPIRATION L LEFT MOBILE R RADIOGRAPH RAY RIGHT SEMI".split(),
+    "SITTING STANDING VIEWS X XR".split(),
+    FRONTAL_WORDS,
+    LATERAL_WORDS,
+    OTHER_WORDS,
+)
 LONG_WORDS = {
     "POSTERO-ANTERIOR": "PA",
     "POSTEROANTERIOR": "PA",
     "ANTERO-POSTERIOR": "AP",
     "ANTEROPOSTERIOR": "AP",
+    "CROSS-TABLE": "XTABLE",
+    "CROSS TABLE": "XTABLE",
+    "CROSSTABLE": "XTABLE",
+    "X-TABLE": "XTABLE",
+    "X TABLE": "XTABLE",
 }
 TAGS = (
     "AccessionNumber",
+    "AnatomicRegionSequence",
     "BodyPartExamined",
     "BurnedInAnnotation",
     "Modality",
@@ -73,7 +96,9 @@ def read_header(path: str | Path) -> DicomHeader:
     try:
         dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(TAGS))
         return _interpret(dataset)
-    except Exception:  # pydicom raises almost anything on damaged content
+    except Exception as error:  # pydicom raises almost anything on damaged content
+        if is_system_failure(error):
+            raise
         return DicomHeader(problem="row: file is no DICOM")
 
 
@@ -92,13 +117,28 @@ def _find_problem(dataset: Any, study_uid: str, patient_id: str, view: str) -> s
         return "row: no StudyInstanceUID or PatientID"
     if (dataset.get("Modality") or MODALITIES[0]) not in MODALITIES:
         return "row: another modality than radiography"
-    if not CHEST.search(dataset.get("BodyPartExamined") or "CHEST"):
+    part = str(dataset.get("BodyPartExamined") or "") or _code_meanings(dataset, "AnatomicRegionSequence")
+    if part and not _is_chest(part):
         return "row: another part of the body than the chest"
+    if not part and not _may_be_chest(str(dataset.get("SeriesDescription") or "")):
+        return "row: nothing in the header says that it shows the chest"
     if dataset.get("BurnedInAnnotation") == "YES":
         return "row: text is burned into the image"
     if view in ("", "other"):
         return "row: another view than frontal or lateral" if view else "row: nothing in the header decides the view"
     return None
+
+
+def _is_chest(text: str) -> bool:
+    return CHEST.search(text) is not None and not SPINE.search(text)
+
+
+def _may_be_chest(description: str) -> bool:
+    return _is_chest(description) or _words(description) <= PLAIN_WORDS
+
+
+def _code_meanings(dataset: Any, name: str) -> str:
+    return " ".join(str(code.get("CodeMeaning") or "") for code in dataset.get(name) or ())
 
 
 def _read_date(date: str, time: str) -> datetime | None:
@@ -113,21 +153,23 @@ def _read_date(date: str, time: str) -> datetime | None:
 
 
 def _read_view(dataset: Any) -> str:
-    codes = dataset.get("ViewCodeSequence") or ()
-    meaning = " ".join(str(code.get("CodeMeaning") or "") for code in codes)
     return (
         _view_in_words(str(dataset.get("ViewPosition") or ""))
-        or _view_in_words(meaning)
+        or _view_in_words(_code_meanings(dataset, "ViewCodeSequence"))
         or _view_of_orientation(dataset.get("PatientOrientation") or ())
         or _view_in_words(str(dataset.get("SeriesDescription") or ""))
     )
 
 
-def _view_in_words(text: str) -> str:
+def _words(text: str) -> set[str]:
     text = text.upper()
     for long, short in LONG_WORDS.items():
         text = text.replace(long, short)
-    words = set(re.findall(r"[^\W\d_]+", text))
+    return set(re.findall(r"[^\W\d_]+", text))
+
+
+def _view_in_words(text: str) -> str:
+    words = _words(text)
     frontal = next((word for word in FRONTAL_WORDS if word in words), "")
     if words & OTHER_WORDS:
         return "other"

@@ -137,5 +137,5 @@ def _add_reports(root: Path, mapping: HospitalMapping, drafts: Mapping[str, Draf
             totals["reports_without_images"] += 1
             continue
         totals["earlier_reports_of_a_study"] += draft.row is not None
-        draft.row = row
+        draft.row = row if _has_text(row) or draft.row is None else draft.row
         draft.identifiers |= {*to_remove, row["StudyInstanceUID"], row["AccessionNumber"]} - {""}

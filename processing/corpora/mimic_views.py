@@ -11,7 +11,7 @@
 import re
 
 
-__all__ = ["FRONTAL_VIEWS", "LATERAL_VIEWS", "VIEW_COLUMNS", "read_view"]
+__all__ = ["FRONTAL_VIEWS", "LATERAL_VIEWS", "NEUTRAL_WORDS", "VIEW_COLUMNS", "read_view"]
 
 FRONTAL_VIEWS = ("PA", "AP")  # best first
 LATERAL_VIEWS = ("LATERAL", "LL")  # equally good

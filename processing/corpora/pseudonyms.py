@@ -12,7 +12,7 @@ __all__ = ["SALT_VARIABLE", "Pseudonyms", "read_salt", "remove_identifiers"]
 
 SALT_VARIABLE = "ALTA_SALT"
 MIN_SALT_BYTES = 16
-MIN_DIGITS = 4  # a shorter number may as well be a size or a count
+MIN_DIGITS = 4  # with its zeros; a shorter number may as well be a size or a count
 MIN_LETTERS = 2
 
 
@@ -56,7 +56,8 @@ class Pseudonyms:
 
 def remove_identifiers(text: str, identifiers: Iterable[str]) -> str:
     """
-    Put `___` for identifiers that are known to belong to a text: whole words, and each part of a name.
+    Put `___` for identifiers that are known to belong to a text: whole words, and each part of a name; numbers with
+    any leading zeros, which tables lose.
 
     It finds no others: reports must be de-identified before they come here.
 
@@ -66,11 +67,18 @@ def remove_identifiers(text: str, identifiers: Iterable[str]) -> str:
             part of a name is left, since it is likely to be a word ("long", "white").
     """
     parts = {part for value in identifiers for part in (value, *re.split(r"[\s^,=]+", value))}
-    parts = {part for part in parts if len(part) >= (MIN_DIGITS if part.isdecimal() else MIN_LETTERS)}
+    parts = {part for part in parts if part.isdecimal() or len(part) >= MIN_LETTERS}
     if not parts:
         return text
-    choices = "|".join(map(re.escape, sorted(parts, key=len, reverse=True)))
+    choices = "|".join(map(_pattern, sorted(parts, key=len, reverse=True)))
     return re.sub(rf"(?<!\w)(?:{choices})(?!\w)", _mark, text, flags=re.IGNORECASE)
+
+
+def _pattern(part: str) -> str:
+    if not part.isdecimal():
+        return re.escape(part)
+    digits = part.lstrip("0")
+    return f"0{{{max(0, MIN_DIGITS - len(digits))},}}{digits}"
 
 
 def _mark(match: re.Match) -> str:

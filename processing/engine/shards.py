@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_alta.configuration_alta import VIEW_NAMES
+from processing.engine.folder_lock import lock_folder
 from processing.records.study_features import SPLIT_NAMES, STUDY_FEATURES, assign_split
 
 
@@ -114,16 +115,15 @@ def write_study_records(
         study), `excluded`, and `splits` with the same three counts each.
 
     Raises:
-        `ValueError`: a record with other keys, or no record at all.
+        `ValueError`: a record with other keys, no record at all, or another run that writes to `output`.
     """
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".unfinished-") as folder:
+    with lock_folder(output), tempfile.TemporaryDirectory(dir=output, prefix=".unfinished-") as folder:
         shards = _write_splits(records, Path(folder), max_shard_bytes)
         counts = {name: sum((writer.counts for writer in shards[name]), Counter()) for name in SPLIT_NAMES}
         summary = summarize(counts, excluded or Counter(), totals)
         _replace_shards(shards, output / "data")
-    write_summary(summary, output)
+        write_summary(summary, output)
     return summary
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modeling_alta.radiograph_alta import is_system_failure
 from processing.engine.images import TooSmallError, encode_image
 from processing.engine.pairing import pair_studies
 from processing.engine.study_plan import Corpus, ImageFile, Study, StudyLeftOut
@@ -98,7 +99,8 @@ def _first_readable(
 
 
 def _encode(corpus: Corpus, file: ImageFile) -> tuple[dict[str, Any] | None, str]:
-    """The encoded image, or `None` and why not. A missing decoder is no fault of the file and ends the run."""
+    """The encoded image, or `None` and why not. A missing decoder or a failing disk is no fault of the file and ends
+    the run."""
     path = Path(corpus.root, file.path)
     if corpus.read_image is None and not path.is_file():
         return None, "row: file is missing"
@@ -109,7 +111,9 @@ def _encode(corpus: Corpus, file: ImageFile) -> tuple[dict[str, Any] | None, str
         return None, "row: file is missing"
     except TooSmallError:
         return None, "row: image has a side of less than 8 pixels"
-    except (OSError, ValueError, MemoryError):
+    except (OSError, ValueError, MemoryError) as error:
+        if is_system_failure(error):
+            raise
         is_empty = path.is_file() and not path.stat().st_size
         return None, "row: file is empty" if is_empty else "row: file cannot be decoded"
 
@@ -147,5 +151,7 @@ def _read_report(corpus: Corpus, study: Study) -> Mapping[str, str]:
     except FileNotFoundError as error:
         raise StudyLeftOut("study: report is missing") from error
     except (OSError, ValueError) as error:
+        if is_system_failure(error):
+            raise
         raise StudyLeftOut("study: report cannot be read") from error
     return {name: texts.get(name, "") for name in TEXTS}

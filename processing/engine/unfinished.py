@@ -22,7 +22,7 @@ from processing.engine.study_plan import Plan
 
 __all__ = ["Segment", "Unfinished"]
 
-FORMAT_VERSION = 1  # of the records' bytes; a run never goes on after shards of another version
+FORMAT_VERSION = 2  # of the records' bytes; a run never goes on after shards of another version
 
 
 @dataclass
@@ -63,15 +63,18 @@ class Unfinished:
         self.settings = {"settings": dict(plan.corpus.settings), "images_as": image, "versions": versions}
         self.output, self.folder = output, output / ".unfinished"
         fingerprint = _fingerprint(plan, [self.settings, max_shard_bytes, ROWS_PER_GROUP])
-        found = self.folder / "plan.sha256"
-        if not found.is_file() or found.read_text() != fingerprint:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self.found = self.folder / "plan.sha256"
+        if not self.found.is_file() or self.found.read_text() != fingerprint:
+            self.discard()
             self.folder.mkdir(parents=True)
-            found.write_text(fingerprint)
+            self.found.write_text(fingerprint)
 
     def segments(self, split: str) -> list[Segment]:
-        """The finished segments of a split, in order."""
-        return [_read_segment(path) for path in sorted(self.folder.glob(f"{split}-*.json"))]
+        """The finished segments of a split, in order, up to the first that is not there."""
+        done: list[Segment] = []
+        while (path := self.shard_path(self.next_segment(split, done)).with_suffix(".json")).is_file():
+            done.append(_read_segment(path))
+        return done
 
     def is_complete(self, splits: Mapping[str, Sequence]) -> bool:
         """Whether every patient is done, and only the files have to be put in place."""
@@ -95,11 +98,18 @@ class Unfinished:
         os.replace(path.with_suffix(".tmp"), path)
 
     def discard(self) -> None:
-        """Throw the unfinished work away."""
-        shutil.rmtree(self.folder)
+        """Throw the unfinished work away. What a kill leaves of it is not taken over, since its plan goes first."""
+        self.found.unlink(missing_ok=True)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
     def finish(self, summary: dict[str, Any], segments: Mapping[str, list[Segment]]) -> dict[str, Any]:
-        """Put the shards in place of those of an earlier run. A second call after a kill does the rest."""
+        """
+        Put the shards in place of those of an earlier run. A second call after a kill does the rest.
+
+        Raises:
+            `ValueError`: a shard is neither unfinished nor in place; nothing is removed then.
+        """
         data = self.output / "data"
         data.mkdir(exist_ok=True)
         places = {}
@@ -107,6 +117,11 @@ class Unfinished:
             full = [segment for segment in of_split if segment.counts["records"]]
             places |= {self.shard_path(s): data / shard_name(split, i, len(full)) for i, s in enumerate(full)}
         moved = {place for path, place in places.items() if not path.exists()}
+        lost = sorted(path.name for path, place in places.items() if place in moved and not place.exists())
+        if lost:
+            raise ValueError(
+                f"`output` must hold every shard of the run, but {self.folder} lacks {lost}; remove it to begin anew."
+            )
         for old in set(find_shards(data)) - moved:
             old.unlink()
         for path, place in places.items():

@@ -3,7 +3,8 @@
 Splits are written one after the other, patients in the order of the plan, and a patient's records never part: a shard
 ends after the patient who makes it full. So the bytes do not depend on the number of workers, and a shard that is
 done tells where the next one starts. Unfinished work lies in `OUT/.unfinished`; a run that finds its own there goes on
-after the last shard that is done. The records of an earlier run stay until the new ones are complete.
+after the last shard that is done. The records of an earlier run stay until the new ones are complete. A second run on
+a folder that one is writing to is an error.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from processing.engine.folder_lock import lock_folder
 from processing.engine.images import IMAGE_FORMATS
 from processing.engine.shards import MAX_SHARD_BYTES, ShardWriter, summarize
 from processing.engine.study_builder import PatientRecords
@@ -60,11 +62,24 @@ def write_records(
         - **unreadable** -- the first 100 files that are missing or cannot be decoded.
 
     Raises:
-        `ValueError`: a plan that breaks its own rules, another argument out of range, or no record at all.
+        `ValueError`: a plan that breaks its own rules, another argument out of range, another run that writes to
+            `output`, or no record at all.
     """
     _check_arguments(num_proc, max_shard_bytes, backend)
     splits = plan.by_split()
-    unfinished = Unfinished(Path(output), plan, max_shard_bytes)
+    with lock_folder(Path(output)):
+        return _write_splits(plan, splits, Path(output), num_proc, max_shard_bytes, backend)
+
+
+def _write_splits(
+    plan: Plan,
+    splits: Mapping[str, list[list[Study]]],
+    output: Path,
+    num_proc: int,
+    max_shard_bytes: int,
+    backend: str,
+) -> dict[str, Any]:
+    unfinished = Unfinished(output, plan, max_shard_bytes)
     if not unfinished.is_complete(splits):
         segments = {name: unfinished.segments(name) for name in splits}
         with _progress(plan, splits, segments) as progress:

@@ -57,7 +57,7 @@ _VIEW_HEADING = re.compile(
 )
 _FOOTER = re.compile(
     r"^[ \t]*(?:(?:dictated|transcribed|electronically signed|signed|approved|verified|reported)"
-    r"(?:[ \t]+and[ \t]+\w+)?[ \t]+by\b|(?:signed|approved|dictated):|report approved|"
+    r"(?:[ \t]+and[ \t]+\w+)?[ \t]+by\b[ \t]*:?|(?:signed|approved|dictated):|report approved|"
     r"_{2,}(?:[ \t]+_{2,})*,?[ \t]*M\.?D\.?[ \t]*$|"
     r"(?:I|we)(?:,[^,\n]+,)? (?:have )?(?:personally )?reviewed the (?:images?|films?|study)\b)",
     re.IGNORECASE | re.MULTILINE,
@@ -67,7 +67,7 @@ _FOOTER = re.compile(
 def find_headings(text: str) -> list[tuple[int, int, str]]:
     """Start, end and section of every heading in order."""
     found = [(match.start(), match.end(), _name_section(match)) for match in _iter_headings(text)]
-    found += [(match.start(), match.start(), NO_SECTION) for match in _FOOTER.finditer(text)]
+    found += [(match.start(), match.start(), NO_SECTION) for match in _FOOTER.finditer(text) if _is_footer(match)]
     taken = [(start, end) for start, end, _ in found]
     for match in _VIEW_HEADING.finditer(text):
         is_free = all(match.end() <= start or end <= match.start() for start, end in taken)
@@ -127,6 +127,12 @@ def _is_heading_at_start(match: re.Match, is_closed: bool) -> bool:
         return False
     ends_line = match.string[match.end() : match.end() + 1] in ("", "\n")
     return name.isupper() or (is_closed and name[0].isupper() and bool(mark or ends_line))
+
+
+def _is_footer(match: re.Match) -> bool:
+    """In small letters and without a colon, only where the line before has come to an end: a sentence may go on so."""
+    before = match.string[max(0, match.start() - _LOOK_BACK) : match.start()]
+    return not match[0].strip()[0].islower() or ":" in match[0] or _is_closed(before)
 
 
 def _is_heading_within(match: re.Match, line: str) -> bool:

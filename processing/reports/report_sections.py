@@ -30,9 +30,12 @@ SECTIONS = (
     "addendum",
 )
 
+_NUMBER = r"[ \t]+(?:(?:VERSION|Version)[ \t]+)?#?\d+"
 _READ = re.compile(
-    r"^[ \t*]*(?P<kind>FINAL REPORT|Final Report|WET READ|Wet Read|WETREAD|PRELIMINARY RE(?:PORT|AD)|"
-    r"Preliminary Re(?:port|ad)|ADDENDUM|Addendum)(?:[ \t]+(?:VERSION[ \t]+)?#?\d+)?\b[ \t*]*[:.]?",
+    rf"^[ \t*]*(?P<kind>(?:FINAL REPORT|WET READ|WETREAD|PRELIMINARY RE(?:PORT|AD)|ADDENDUM)(?:{_NUMBER})?\b|"
+    # An ordinary sentence may begin with these.
+    rf"(?:Final Report|Wet Read|Preliminary Re(?:port|ad)|Addendum)(?:{_NUMBER}\b|(?=[ \t*]*(?:[:;-]|\.?[ \t]*$)))"
+    r")[ \t*]*[:.]?",
     re.MULTILINE,
 )
 _RULE = re.compile(r"^[ \t]*[_=-]{10,}[ \t]*$", re.MULTILINE)

@@ -82,13 +82,23 @@ def load_model(name: str, device: str = "cpu") -> tuple[Any, Any]:
     """The model of a Hub folder or id in evaluation mode on `device`, and its processor.
 
     A full model comes in its inference form; PEFT adapters over a base stay what they are.
+
+    Raises:
+        ValueError: a folder or id of no model, or of a model that does not align studies with reports.
     """
     try:
-        model, processor = AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        model, info = AutoModel.from_pretrained(name, output_loading_info=True)
+        processor = AutoProcessor.from_pretrained(name)
+    except (OSError, RuntimeError, ValueError) as error:  # a RuntimeError: an adapter over a base of other sizes
         raise ValueError(
             f"`model` must be a Hub folder or a Hub id of an ALTA model, got {name!r}: {error}"
         ) from error
+    # An adapter that makes a base a classifier lacks nothing, but its classifier is left over.
+    missing, left_over = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing or left_over:
+        raise ValueError(
+            f"`model` must be an aligned model, got {name!r} without {missing[:2]} and with {left_over[:2]}."
+        )
     if not getattr(model, "peft_config", None):
         model = fold_adapters(model.eval())
     return model.to(device).eval(), processor

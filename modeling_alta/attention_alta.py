@@ -66,6 +66,11 @@ class TextPacking:
         mask = attention_mask.bool()
         return cls(mask.flatten().nonzero().squeeze(1), mask, mask.sum(1).tolist())
 
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "TextPacking":
+        """The packing on a device, to which accelerate sends it before a layer that lies there."""
+        slots, mask = (tensor.to(device, non_blocking=non_blocking) for tensor in (self.slots, self.mask))
+        return TextPacking(slots, mask, self.lengths)
+
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """`(num_texts, num_tokens, …)` to `(total_tokens, …)`."""
         return padded.flatten(0, 1).index_select(0, self.slots)

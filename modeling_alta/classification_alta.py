@@ -37,8 +37,6 @@ class AltaForImageClassification(AltaPreTrainedModel):
     """
 
     input_modalities = ("image",)
-    # The loss is a mean over a batch, which a `Trainer` itself must divide over accumulated batches.
-    accepts_loss_kwargs = False
     # Everything that the models of the other stages hold beside the vision tower.
     _keys_to_ignore_on_load_unexpected = [
         r"^(text_model|report_decoder|report_head|image_decoder|image_to_report)\.",

@@ -6,7 +6,6 @@ what trains beside them, over a base that it names. Both ship the code files, th
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -17,30 +16,9 @@ from .configuration_alta import AltaConfig
 from .image_processing_alta import AltaImageProcessor
 from .modeling_alta import AltaForPreTraining, AltaModel
 from .processing_alta import AltaProcessor
+from .shipped_alta import copy_code
 
 
-SHIPPED_FILES = (
-    "adapters_alta.py",
-    "attention_alta.py",
-    "blockwise_similarity_alta.py",
-    "classification_alta.py",
-    "configuration_alta.py",
-    "dicom_alta.py",
-    "fold_alta.py",
-    "fused_similarity_alta.py",
-    "image_processing_alta.py",
-    "losses_alta.py",
-    "modeling_alta.py",
-    "pipeline_alta.py",
-    "pixels_alta.py",
-    "processing_alta.py",
-    "radiograph_alta.py",
-    "similarity_alta.py",
-    "staged_alta.py",
-    "text_alta.py",
-    "tuner_alta.py",
-    "vision_alta.py",
-)
 MODEL_AUTO_MAP = {
     "AutoConfig": "modeling_alta.AltaConfig",
     "AutoModel": "modeling_alta.AltaModel",
@@ -148,8 +126,7 @@ def _complete(output: Path, processor: AltaProcessor, card: str) -> Path:
     image_processor["auto_map"] = {"AutoImageProcessor": "image_processing_alta.AltaImageProcessor"}
     auto_map = {"AutoProcessor": "processing_alta.AltaProcessor"}
     _add_to_json(path, auto_map=auto_map, image_processor=image_processor)
-    for name in SHIPPED_FILES:
-        shutil.copyfile(Path(__file__).parent / name, output / name)
+    copy_code(output)
     (output / "README.md").write_text(card)
     return output
 
@@ -226,4 +203,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["SHIPPED_FILES", "build_processor", "export_adapter", "export_full", "push"]
+__all__ = ["build_processor", "export_adapter", "export_full", "push"]

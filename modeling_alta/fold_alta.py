@@ -3,6 +3,8 @@
 Axes: P views of the whole batch, H heads, N tokens, S head size, D hidden size.
 """
 
+from copy import deepcopy
+
 import torch
 from timm.layers import Attention, Mlp
 from torch import nn
@@ -36,8 +38,8 @@ def fold_adapters(model: AltaModel) -> "AltaFoldedModel":
     past which nothing folds.
 
     Args:
-        model (`AltaModel`): in evaluation mode, with its adapters inside or without any. It stays as it is and shares
-            with the folded one what is not folded.
+        model (`AltaModel`): in evaluation mode, with its adapters inside or without any. It stays as it is, and the
+            folded one shares the memory of what is not folded until it is moved to another device or dtype.
 
     Returns:
         `AltaFoldedModel`
@@ -58,7 +60,7 @@ def fold_adapters(model: AltaModel) -> "AltaFoldedModel":
         )
     if model.training:
         raise ValueError("`model` must be in evaluation mode to be folded, got training mode: call `eval` first.")
-    return model if isinstance(model, AltaFoldedModel) else AltaFoldedModel(model)
+    return model if isinstance(model, AltaFoldedModel) else AltaFoldedModel(clone_around_tensors(model))
 
 
 class AltaFoldedModel(AltaModel):
@@ -66,6 +68,9 @@ class AltaFoldedModel(AltaModel):
 
     Its `vision_model_output.last_hidden_state` holds the class token alone. It computes no gradients, has no training
     mode and is not saved: all that stays with the model it was folded from.
+
+    Args:
+        model (`AltaModel`): whose modules become its own.
     """
 
     def __init__(self, model: AltaModel):
@@ -138,8 +143,8 @@ class FoldedBlock(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         query, key, value = self.project(self.norm1(hidden_states))
         context = attend(query, key, value).transpose(1, 2).flatten(2)  # (P, N or 1, D)
-        hidden_states = self.proj(context).add_(hidden_states[:, : context.shape[1]])
-        return self.mlp(self.norm2(hidden_states)).add_(hidden_states)
+        hidden_states = add_update(hidden_states[:, : context.shape[1]], self.proj(context))
+        return add_update(hidden_states, self.mlp(self.norm2(hidden_states)))
 
 
 class FoldedClassTokenBlock(FoldedBlock):
@@ -194,6 +199,19 @@ class FoldedMlp(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(torch.ops.aten.gelu_(self.fc1(hidden_states)))
+
+
+def clone_around_tensors(model: nn.Module) -> nn.Module:
+    """New modules and parameters around the same memory: casting or moving the clone leaves the model alone."""
+    clones = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        clones[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    return deepcopy(model, clones)
+
+
+def add_update(hidden_states: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+    """Their sum, in the memory of `update` but where autocast gave it fewer bits than the residual stream has."""
+    return update.add_(hidden_states) if update.dtype == hidden_states.dtype else hidden_states + update
 
 
 def fold_block(block: nn.Module, block_class: type[FoldedBlock]) -> nn.Module:

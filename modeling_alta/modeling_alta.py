@@ -6,6 +6,7 @@ Axes: B studies, V views, K kept patches, D hidden size, E projection size.
 """
 
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from .losses_alta import (
     local_contrastive_loss,
     masked_report_loss,
 )
+from .shipped_alta import copy_code
 from .staged_alta import staged_loss
 from .text_alta import AltaReportHead, build_text_model, embed_tokens, encode_texts, masked_token_logits
 from .vision_alta import (
@@ -130,6 +132,8 @@ class AltaPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["AltaBlock", "BertLayer"]
+    # Every loss is a mean over a batch, which a `Trainer` itself must divide over accumulated batches.
+    accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -214,6 +218,21 @@ class AltaPreTrainedModel(PreTrainedModel):
     def freeze_pretrained(self) -> None:
         """Leave trainable what the published method trains: adapters, norms, tokens, heads and scales."""
         freeze_pretrained(self)
+
+    def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, *args, **kwargs) -> None:
+        """Save as transformers does, with all the code that a repository ships if the config names any of it."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            self._copy_named_code(save_directory)
+
+    def _upload_modified_files(self, working_dir: str | PathLike, *args, **kwargs):
+        # With `push_to_hub=True` transformers uploads before `save_pretrained` is through.
+        self._copy_named_code(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _copy_named_code(self, folder):
+        if getattr(self.config, "auto_map", None):
+            copy_code(folder)
 
 
 class AltaModel(AltaPreTrainedModel):

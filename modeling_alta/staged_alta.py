@@ -62,8 +62,9 @@ def _is_sharded(parameter: nn.Parameter) -> bool:
 
 
 def _has_fsdp_inside(module: nn.Module) -> bool:
-    # FSDP2 puts whole parameters in the place of its shards while they are used.
-    return any(hasattr(part, "unshard") for part in module.modules())
+    # Both FSDPs put whole parameters in the place of their shards while they are used. The second one's units have an
+    # `unshard`; the first one marks all that is inside its units.
+    return any(hasattr(part, "unshard") or hasattr(part, "_is_fsdp_managed_module") for part in module.modules())
 
 
 __all__ = ["staged_loss"]

@@ -61,7 +61,7 @@ def encode_texts(
         return text_model.encoder(hidden_states, attention_mask=attention_mask).last_hidden_state
     packing = TextPacking.from_mask(attention_mask)
     packed = text_model.encoder(packing.pack(hidden_states).unsqueeze(0), packing=packing).last_hidden_state
-    return packing.unpack(packed.squeeze(0))
+    return packing.to(packed.device).unpack(packed.squeeze(0))  # the last layer may lie on another device
 
 
 def _is_packable(text_model, attention_mask):

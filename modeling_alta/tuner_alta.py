@@ -233,13 +233,23 @@ class AltaAdapterModel(BaseTuner):
             for name, module in self.model.named_modules()
             if isinstance(module, ModulesToSaveWrapper) and ".base_layer." not in name
         }
+        base_dtypes = self._base_dtypes()
         model = super()._unload_and_optionally_merge(merge=merge, adapter_names=adapter_names, **kwargs)
         if merge:
             model.config = config_with_adapters(model.config, config)
+            # Over a base in several dtypes, such as frozen matrices alone in half precision, autocast makes them meet.
+            if len(base_dtypes) == 1:
+                cast_parameters(model, *base_dtypes)
         else:
             for name, original in originals.items():
                 model.set_submodule(name, original)
         return model
+
+    def _base_dtypes(self) -> set[torch.dtype]:
+        """Dtypes of the model without its adapters and the copies that train beside them."""
+        is_trained = re.compile(rf"(^|\.)({self.prefix}\w+|modules_to_save)\.").search
+        parameters = [parameter for name, parameter in self.model.named_parameters() if not is_trained(name)]
+        return {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
 
     def _check_one_adapter_over_a_plain_base(self, adapter_names: list[str] | None) -> None:
         for layer in self.model.modules():
@@ -259,18 +269,33 @@ def config_with_adapters(model_config: AltaConfig, adapter_config: AltaAdapterCo
     model_config.use_adapters = True
     model_config.adapter_bottleneck_ratio = adapter_config.bottleneck_ratio
     model_config.parallel_adapter_scale = adapter_config.parallel_scale
-    model_config.adapter_target_modules = as_pattern(adapter_config.target_modules)
+    model_config.adapter_target_modules = target_pattern(adapter_config)
     model_config.adapter_parallel_modules = as_pattern(adapter_config.parallel_modules)
     return model_config
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give every parameter a dtype, but those of a quantised layer, which are no floats."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _is_suffix(suffix: str, names: list[str]) -> bool:
     return any(name.endswith(suffix) for name in names)
 
 
+def target_pattern(adapter_config: AltaAdapterConfig) -> str:
+    """The target modules but the excluded ones as one regular expression on the full name."""
+    targets = as_pattern(adapter_config.target_modules)
+    if not adapter_config.exclude_modules:
+        return targets
+    return rf"(?!({as_pattern(adapter_config.exclude_modules)})$)({targets})"
+
+
 def as_pattern(modules: str | list[str]) -> str:
     """Module names as one regular expression on the full name."""
-    return modules if isinstance(modules, str) else rf"(.*\.)?({'|'.join(sorted(modules))})"
+    return modules if isinstance(modules, str) else rf"(.*\.)?({'|'.join(map(re.escape, sorted(modules)))})"
 
 
 for _registry, _value in (

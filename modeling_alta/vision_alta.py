@@ -128,7 +128,10 @@ class AltaVisionModel(nn.Module):
     def embed_patches(self, pixel_values, view_mask, missing_views):
         """Patch embeddings with position of the views to compute, packed, and their slots in the flat batch."""
         slots = view_mask.flatten().nonzero().squeeze(1)
-        patches = self.patch_embed(pixel_values.flatten(0, 1)[slots])  # (P, N, D)
+        pixel_values = pixel_values.flatten(0, 1)[slots]
+        if not torch.is_autocast_enabled(pixel_values.device.type):  # which casts them itself, to its own dtype
+            pixel_values = pixel_values.to(self.patch_embed.proj.weight.dtype)
+        patches = self.patch_embed(pixel_values)  # (P, N, D)
         if missing_views == "token":
             missing = self.missing_token.to(patches.dtype).expand(view_mask.numel(), -1, -1)
             patches = missing.index_copy(0, slots, patches)
@@ -265,13 +268,14 @@ def removed_patches(ids_restore: torch.Tensor, num_kept: int) -> torch.Tensor:
 def unpack_views(packed: torch.Tensor, slots: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Put packed views `(num_computed, …)` back into `(batch_size, num_views, …)`, zeros elsewhere."""
     if len(slots) < shape.numel():
+        slots = slots.to(packed.device)  # the last block may lie on another device
         packed = packed.new_zeros(shape.numel(), *packed.shape[1:]).index_copy_(0, slots, packed)
     return packed.unflatten(0, tuple(shape))
 
 
 def pool_views(last_hidden_state: torch.Tensor, computed_views: torch.Tensor) -> torch.Tensor:
     """Mean class token `(batch_size, hidden_size)` of the computed views."""
-    weights = computed_views.unsqueeze(-1).to(last_hidden_state.dtype)  # (B, V, 1)
+    weights = computed_views.unsqueeze(-1).to(last_hidden_state)  # (B, V, 1)
     return (last_hidden_state[:, :, 0] * weights).sum(1) / weights.sum(1)
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from conftest import make_batch, make_config, randomise
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -49,6 +50,14 @@ def test_packing_leaves_padding_out_and_can_be_undone():
     assert packing.lengths == [3, 1, 4]
     assert packing.pack(padded).tolist() == [0, 1, 2, 4, 8, 9, 10, 11]
     assert torch.equal(packing.unpack(packing.pack(padded)), padded * MASK)
+
+
+def test_packing_goes_to_another_device_as_a_whole_and_stays_as_it_was():
+    packing = TextPacking.from_mask(MASK)
+    for sent in (send_to_device(packing, "meta"), send_to_device({"packing": packing}, "meta", True)["packing"]):
+        assert sent.slots.is_meta and sent.mask.is_meta and sent.lengths == packing.lengths
+        assert (sent.mask.dtype, sent.slots.dtype) == (torch.bool, torch.long)
+    assert packing.slots.device.type == packing.mask.device.type == "cpu"
 
 
 @pytest.mark.parametrize("form", [attend_one_by_one, attend_padded])

@@ -4,11 +4,14 @@ import ast
 import json
 import os
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, make_batch
 from hub_server import hub_environment, running_hub
+from huggingface_hub import HfApi, ModelCard
 from load_repositories import embed
 from peft import PeftModel, get_peft_model
 from repositories import make_adapter, make_base, make_full, make_processor, plain, rank, run_script, write_inputs
@@ -23,6 +26,8 @@ from transformers import (
     AutoProcessor,
     pipeline,
 )
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import hub
 
 from modeling_alta import (
     AltaAdapterConfig,
@@ -32,7 +37,8 @@ from modeling_alta import (
     AltaModel,
     AltaProcessor,
 )
-from modeling_alta.export_alta import SHIPPED_FILES, export_adapter, export_full, main
+from modeling_alta.export_alta import export_adapter, export_full, main
+from modeling_alta.shipped_alta import SHIPPED_FILES
 
 
 NOT_SHIPPED = {"__init__.py", "convert_alta.py", "export_alta.py", "modeling_mrm.py", "published_names.py"}
@@ -209,6 +215,43 @@ def test_export_of_an_adapter_does_not_look_its_base_up_on_the_hub(repos, tmp_pa
     export_adapter(repos.adapter, repos.processor, tmp_path, base="tester/alta-base")
 
 
+def test_model_saved_again_with_the_package_is_a_repository_of_its_own(repos, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(repos.folder / "full", again, ignore=shutil.ignore_patterns("*.py", "model.*", "config.*"))
+    AutoModelForPreTraining.from_pretrained(repos.folder / "full", **LOCAL).save_pretrained(again)
+    answers = repos.load_elsewhere(offline(tmp_path / "home"), "modeling_alta", again)
+    assert_answers(answers["full"], repos.expected("full"))
+
+
+def test_model_saved_again_without_the_package_is_a_repository_of_its_own(repos, tmp_path):
+    environment, again = offline(tmp_path / "home"), tmp_path / "again"
+    run_script("resave_repository.py", tmp_path, environment, [repos.folder / "full", again])
+    assert {path.name for path in again.glob("*.py")} == set(SHIPPED_FILES)
+    answers = repos.load_elsewhere(offline(tmp_path / "another_home"), "modeling_alta", again)
+    assert_answers(answers["full"], repos.expected("full"))
+
+
+@pytest.mark.parametrize("push", ["push_to_hub", "save_pretrained"])
+def test_pushed_model_takes_its_code_along(repos, tmp_path, monkeypatch, push):
+    pushed = []
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *args, **kwargs: ModelCard(""))
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "create_commit", lambda self, operations, **kwargs: pushed.extend(operations))
+    model = AutoModel.from_pretrained(repos.folder / "full", **LOCAL)
+    if push == "push_to_hub":
+        model.push_to_hub("tester/alta")
+    else:
+        model.save_pretrained(tmp_path, push_to_hub=True, repo_id="tester/alta")
+    assert {"config.json", "model.safetensors", *SHIPPED_FILES} <= {operation.path_in_repo for operation in pushed}
+
+
+def test_model_that_names_no_code_and_other_processes_write_none(repos, tmp_path):
+    repos.full.save_pretrained(tmp_path / "plain")
+    model = AutoModel.from_pretrained(repos.folder / "full", **LOCAL)
+    model.save_pretrained(tmp_path / "other", is_main_process=False)
+    assert not [*tmp_path.rglob("*.py")]
+
+
 def test_repositories_tell_nothing_of_the_machine_that_wrote_them(repos, tmp_path):
     export_adapter(repos.adapter, repos.processor, tmp_path / "adapter", base="tester/alta-base")
     for folder in (repos.folder / "full", tmp_path / "adapter"):
@@ -291,6 +334,11 @@ def test_adapter_of_the_full_size_has_less_than_80_megabytes(tmp_path):
     model.save_pretrained(tmp_path)
     size = (tmp_path / "adapter_model.safetensors").stat().st_size
     assert 4 * 18_333_502 < size < 74e6 < 80e6
+
+
+def test_remote_code_takes_every_shipped_file_along_with_the_model():
+    fetched = {os.path.basename(path) for path in get_relative_import_files(CODE / "modeling_alta.py")}
+    assert fetched == set(SHIPPED_FILES)
 
 
 def imports_of(path) -> list[ast.Import | ast.ImportFrom]:

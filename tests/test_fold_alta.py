@@ -38,6 +38,33 @@ def test_folding_leaves_the_model_as_it_was(tiny_batch):
     assert_close(embeds(model, tiny_batch), before, rtol=0, atol=0)
 
 
+def test_folded_model_shares_what_is_not_folded_until_it_is_cast_and_leaves_the_source_alone(tiny_batch):
+    model = make_model()
+    before, names = (
+        embeds(model, tiny_batch),
+        ("text_model", "vision_model.patch_embed", "vision_model.blocks.0.norm1"),
+    )
+    folded = fold_adapters(model)
+    for name in names:
+        addresses = [[p.data_ptr() for p in m.get_submodule(name).parameters()] for m in (folded, model)]
+        assert addresses[0] == addresses[1], name
+    folded.to(torch.bfloat16)
+    assert {parameter.dtype for parameter in folded.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert_close(embeds(model, tiny_batch), before, rtol=0, atol=0)
+
+
+def test_folded_model_keeps_its_residual_stream_in_float32_under_autocast(tiny_batch):
+    model, seen = make_model(), {}
+    exact = embeds(model, tiny_batch)["image_embeds"]
+    for form in (model, fold_adapters(model)):
+        block = form.vision_model.blocks[0]
+        block.register_forward_hook(lambda block, _, output: seen.update({type(block): output.dtype}))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (embeds(form, tiny_batch)["image_embeds"].float() - exact).abs().max() < 0.03
+    assert len(seen) == 2 and set(seen.values()) == {torch.float32}
+
+
 def test_folded_model_in_bfloat16_is_as_near_as_the_model_itself(tiny_batch):
     model = make_model()
     exact = embeds(model, tiny_batch)["image_embeds"]

@@ -2,8 +2,10 @@ import warnings
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from conftest import make_batch, make_config
 from peft import get_peft_model
+from transformers import Trainer, TrainingArguments, default_data_collator
 
 from modeling_alta import AltaAdapterConfig, AltaConfig, AltaForMaskedRecordModeling, AltaForPreTraining, AltaModel
 from modeling_alta.adapters_alta import cast_frozen_matrices
@@ -242,6 +244,36 @@ def test_frozen_matrices_in_bfloat16_change_nothing_under_autocast(tiny_pretrain
     assert all(p.dtype == torch.float32 for p in tiny_pretraining_model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_model_takes_the_float32_pixels_of_its_processor(tiny_base, tiny_batch, dtype):
+    names = ("input_ids", "attention_mask", "pixel_values", "view_mask")
+    inputs = {name: tiny_batch[name] for name in names}
+    expected = tiny_base(**inputs)
+    output = tiny_base.to(dtype)(**inputs)
+    for name in ("image_embeds", "text_embeds"):
+        assert output[name].dtype == dtype
+        torch.testing.assert_close(output[name].float(), expected[name], rtol=0, atol=0.03)
+
+
+def test_float32_model_takes_half_precision_pixels(tiny_base, tiny_batch):
+    halves = tiny_batch["pixel_values"].bfloat16()
+    assert torch.equal(tiny_base.get_image_features(halves), tiny_base.get_image_features(halves.float()))
+
+
+@pytest.mark.parametrize("first", ["vision_model.blocks.0", "vision_model.blocks.1", "vision_model.norm"])
+def test_towers_may_be_split_between_devices(tiny_base, tiny_batch, first):
+    # The meta device stands for a second one: it computes shapes, and refuses tensors of another device.
+    names = [name for name, module in tiny_base.named_modules() if type(module).__name__ in ("AltaBlock", "BertLayer")]
+    names += ["vision_model.norm", *(name for name, _ in tiny_base.named_children() if "_projection" in name)]
+    for name in names:
+        if not (name.startswith("vision_model") and name < first) and name != "text_model.encoder.layer.0":
+            module = tiny_base.get_submodule(name).to("meta")
+            add_hook_to_module(module, AlignDevicesHook(execution_device="meta"))
+    text = tiny_base.get_text_features(tiny_batch["input_ids"], tiny_batch["attention_mask"])
+    image = tiny_base.get_image_features(tiny_batch["pixel_values"], tiny_batch["view_mask"])
+    assert text.is_meta and image.is_meta and text.shape == image.shape == (4, 16)
+
+
 def test_decoder_predicts_chosen_patches_as_among_all(tiny_pretraining_model, tiny_batch):
     vision = tiny_pretraining_model(**tiny_batch).vision_model_output
     tokens, ids_restore = vision.last_hidden_state[:, 0], vision.ids_restore[:, 0]
@@ -342,3 +374,27 @@ def test_one_channel_stands_for_all_three(tiny_pretraining_model, tiny_batch):
     colours = {name: grey[name].expand_as(tiny_batch[name]) for name in ("pixel_values", "target_pixel_values")}
     expected = tiny_pretraining_model(**tiny_batch | colours).loss
     torch.testing.assert_close(tiny_pretraining_model(**grey).loss, expected)
+
+
+def make_trained_studies(model_class) -> list[dict[str, torch.Tensor]]:
+    """Two single studies that a training model takes, with the noise of their masking."""
+    batch, is_mrm = make_batch(2), model_class is AltaForMaskedRecordModeling
+    if is_mrm:
+        batch |= {"pixel_values": batch["pixel_values"][:, 0], "noise": batch["noise"][:, 0]}
+    names = batch.keys() - ({"input_ids", "view_mask"} if is_mrm else set())
+    return [{name: batch[name][index] for name in names} for index in range(2)]
+
+
+@pytest.mark.parametrize("model_class", [AltaForPreTraining, AltaForMaskedRecordModeling])
+def test_stock_trainer_averages_accumulated_batches(model_class, tmp_path):
+    config = make_config(use_adapters=False)
+    config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
+    model, studies = model_class(config), make_trained_studies(model_class)
+    with torch.no_grad():
+        losses = [model(**default_data_collator([study])).loss.item() for study in studies]
+    arguments = TrainingArguments(
+        tmp_path, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=2, logging_steps=1,
+        remove_unused_columns=False, report_to=[], save_strategy="no", use_cpu=True,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=studies)
+    assert trainer.train().training_loss == pytest.approx(sum(losses) / 2, rel=1e-4)

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_batch
+from conftest import make_batch, make_config, randomise
+from peft import get_peft_model
 from repositories import make_adapter, make_base, make_full, make_processor
 
 from eval.protocol import RunOptions, describe_run, load_model, preprocessing_sha256, study_ids_sha256, write_json
+from modeling_alta import AltaAdapterConfig, AltaForImageClassification, AltaForMaskedRecordModeling, AltaModel
 from modeling_alta.export_alta import export_adapter, export_full
 from modeling_alta.fold_alta import AltaFoldedModel
 from tests.fake_model import FakeProcessor
@@ -59,3 +61,28 @@ def test_adapter_over_a_base_is_evaluated_as_it_is(tmp_path):
     export_adapter(make_adapter(), make_processor(), tmp_path / "adapter", base=tmp_path / "base")
     loaded, _ = load_model(str(tmp_path / "adapter"))
     assert loaded.peft_config and not isinstance(loaded, AltaFoldedModel)
+
+
+@pytest.mark.parametrize("model_class", [AltaForImageClassification, AltaForMaskedRecordModeling])
+def test_model_without_a_report_tower_and_projections_is_refused(model_class, tmp_path):
+    model_class(make_config(use_adapters=False)).save_pretrained(tmp_path)
+    make_processor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"must be an aligned model, got .* without \['image_local_projection\."):
+        load_model(str(tmp_path))
+
+
+def test_adapter_of_a_classifier_is_refused(tmp_path):
+    export_full(make_base(), make_processor(), tmp_path / "base")
+    classifier = AltaForImageClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    tuned = randomise(get_peft_model(classifier, AltaAdapterConfig()))
+    export_adapter(tuned, make_processor(), tmp_path / "adapter", base=tmp_path / "base")
+    with pytest.raises(ValueError, match="must be an aligned model, got .* and with .*classifier"):
+        load_model(str(tmp_path / "adapter"))
+
+
+def test_adapter_over_a_base_of_another_size_is_an_error_that_names_the_model(tmp_path):
+    export_full(make_base(), make_processor(), tmp_path / "base")
+    tuned = get_peft_model(AltaModel(make_config(use_adapters=False, projection_dim=8)), AltaAdapterConfig())
+    export_adapter(tuned, make_processor(), tmp_path / "adapter", base=tmp_path / "base")
+    with pytest.raises(ValueError, match="`model` must be a Hub folder or a Hub id of an ALTA model, got .*adapter"):
+        load_model(str(tmp_path / "adapter"))

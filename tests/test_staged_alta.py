@@ -1,6 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from modeling_alta import modeling_alta
@@ -73,6 +77,39 @@ def test_modules_that_fsdp_has_made_whole_for_now_are_left_to_it():
     layer, x = make_layer()
     layer.unshard = None
     assert type(staged_loss(lambda x: layer(x).sum(), (x,), [layer]).grad_fn).__name__ == "SumBackward0"
+
+
+@pytest.fixture
+def process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class TwoLayers(nn.Module):
+    """A layer, and a head whose loss `as_loss` works out."""
+
+    def __init__(self, as_loss, wrap_head):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.as_loss = nn.Linear(3, 3), wrap_head(nn.Linear(3, 3)), as_loss
+
+    def forward(self, x):
+        return self.as_loss(lambda x: self.head(x).square().sum(), (self.body(x),), [self.head])
+
+
+@pytest.mark.parametrize(
+    ("is_nested", "use_orig_params"), [(True, True), (True, False), (False, True), (False, False)]
+)
+def test_gradients_reach_every_unit_of_the_first_fsdp(process_group, is_nested, use_orig_params):
+    settings = {"use_orig_params": use_orig_params, "device_id": torch.device("cpu")}
+    gradients = []
+    for as_loss in (staged_loss, lambda function, inputs, modules: function(*inputs)):
+        wrap_head = partial(FullyShardedDataParallel, **settings) if is_nested else nn.Identity().forward
+        model = FullyShardedDataParallel(TwoLayers(as_loss, wrap_head), **settings)
+        model(torch.ones(2, 3)).backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(*gradients)
 
 
 def test_without_gradients_it_is_a_plain_call():

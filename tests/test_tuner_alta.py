@@ -6,6 +6,7 @@ from conftest import make_batch, make_config, randomise
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from modeling_alta import AltaAdapterConfig, AltaConfig, AltaForPreTraining, AltaModel
+from modeling_alta.adapters_alta import cast_frozen_matrices
 
 
 def copy_of(base: AltaModel) -> AltaModel:
@@ -146,6 +147,20 @@ def test_adapter_of_chosen_modules_and_sizes_survives_the_merge(tiny_base, tmp_p
     assert torch.equal(logits(AltaModel.from_pretrained(tmp_path).eval()), expected)
 
 
+@pytest.mark.parametrize("target_modules", [AltaAdapterConfig().target_modules, ["attn.proj", "mlp"]])
+@pytest.mark.parametrize(
+    "exclude_modules", [r".*blocks\.0\..*|.*layer\.1\.output", ["blocks.0.attn.proj", "mlp"], ["proj"], []]
+)
+def test_modules_excluded_from_the_adapter_survive_the_merge(tiny_base, tmp_path, target_modules, exclude_modules):
+    config = AltaAdapterConfig(target_modules=target_modules, exclude_modules=exclude_modules)
+    model = randomise(get_peft_model(copy_of(tiny_base), config)).eval()
+    expected = logits(model)
+    model.merge_and_unload().save_pretrained(tmp_path)
+    loaded, info = AltaModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(logits(loaded.eval()), expected)
+
+
 def test_new_adapter_goes_over_a_full_model_without_touching_it(trained, tmp_path):
     full = trained.merge_and_unload()
     expected = logits(full)
@@ -188,6 +203,27 @@ def test_adapters_of_a_bfloat16_base_train_in_float32(tiny_base):
     batch = make_batch()
     pixels = batch["pixel_values"].to(torch.bfloat16)
     assert model.base_model.model.get_image_features(pixels, batch["view_mask"]).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_merge_over_a_half_precision_base_gives_a_model_of_its_dtype_that_runs(trained, tiny_base, tmp_path, dtype):
+    trained.save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(copy_of(tiny_base).to(dtype), tmp_path).eval()
+    expected = logits(model)
+    full = model.merge_and_unload()
+    assert {parameter.dtype for parameter in full.parameters()} == {dtype}
+    torch.testing.assert_close(logits(full), expected, rtol=0, atol=0.3)  # logits are cosines over 0.07
+
+
+def test_merge_over_frozen_matrices_in_bfloat16_keeps_what_was_trained_in_float32(trained):
+    cast_frozen_matrices(trained, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = logits(trained)
+        full = trained.merge_and_unload()
+        assert torch.equal(logits(full), expected)
+    dtypes = {name: parameter.dtype for name, parameter in full.named_parameters()}
+    assert dtypes["vision_model.blocks.0.attn.proj.base.weight"] == torch.bfloat16
+    assert all(dtype == torch.float32 for name, dtype in dtypes.items() if "adapter" in name or "norm" in name.lower())
 
 
 def test_under_autocast_an_adapter_gives_bit_for_bit_what_it_gives_inside_a_full_model(trained):

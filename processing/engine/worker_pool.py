@@ -1,7 +1,7 @@
 """Processes that work for this one, each over a pipe of its own, so that the death of one touches nothing of the rest.
 
-The executors of the standard library share queues and locks between their workers, give up all of them when one dies,
-and some versions then wait for ever.
+The executors of the standard library share queues and locks between their workers, and give up all of them when one
+dies: by a SIGTERM, after which they wait for ever if the workers inherited a handler of it, such as Ray's.
 """
 
 import multiprocessing

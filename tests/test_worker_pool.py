@@ -129,6 +129,17 @@ def test_tasks_that_have_not_begun_are_dropped_at_the_end():
     assert tasks[-1].cancelled()
 
 
+def test_an_error_in_the_block_does_not_wait_for_a_task_that_hangs():
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), WorkerPool(2) as pool:
+        task = pool.submit(time.sleep, 600)
+        assert pool.submit(pow, 2, 3).result() == 8
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 60
+    with pytest.raises(WorkerDiedError):
+        task.result()
+
+
 def test_ctrl_c_is_left_to_the_parent_and_sigterm_ends_a_worker_though_the_parent_answers_it():
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:

@@ -50,9 +50,10 @@ class WorkerPool:
     """
 
     def __init__(self, num_proc: int):
+        self._workers = [WorkerProcess() for _ in range(num_proc)]
         self._idle: queue.SimpleQueue[WorkerProcess] = queue.SimpleQueue()
-        for _ in range(num_proc):
-            self._idle.put(WorkerProcess())
+        for worker in self._workers:
+            self._idle.put(worker)
         self._threads = ThreadPoolExecutor(num_proc)  # each waits for the answer of one process
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
@@ -68,18 +69,21 @@ class WorkerPool:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Tasks that have not begun are dropped; those that have are waited for."""
-        self._threads.shutdown(cancel_futures=True)
-        while not self._idle.empty():
-            self._idle.get().end()
+        """Tasks that have not begun are dropped; those that have are waited for, unless an error ends the block."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if kind is not None:
+            for worker in self._workers:
+                worker.kill()
+        self._threads.shutdown()
+        for worker in self._workers:
+            worker.end()
 
     def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         worker = self._idle.get()
         try:
             return worker.call(function, arguments)
         except WorkerDiedError:
-            worker.end()
-            worker = WorkerProcess()
+            worker.restart()
             raise
         finally:
             self._idle.put(worker)
@@ -116,9 +120,18 @@ class WorkerProcess:
             raise answer
         return answer
 
+    def kill(self) -> None:
+        """End the process alone, so that a call that waits for it ends as well."""
+        with self.lock:
+            self._process.kill()
+
+    def restart(self) -> None:
+        self.end()
+        self._start()
+
     def end(self) -> None:
         with self.lock:
-            self.ends.remove(self._end)
+            self.ends.discard(self._end)
             self._end.close()
             self._process.kill()
             self._process.join()
@@ -137,8 +150,7 @@ class WorkerProcess:
         for _ in range(STARTS):
             if self._end.poll(START_LIMIT):
                 break
-            self.end()
-            self._start()
+            self.restart()
         with suppress(EOFError):
             self._is_ready = self._end.poll(START_LIMIT) and self._end.recv_bytes() == READY
         if not self._is_ready:

@@ -26,6 +26,15 @@ class AltaProcessor(ProcessorMixin):
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
 
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
+        """As in transformers, which forgets here what code a repository names for its processor."""
+        made = super().from_args_and_dict(args, processor_dict, **kwargs)
+        if "auto_map" in processor_dict:
+            processor = made[0] if isinstance(made, tuple) else made
+            processor.auto_map = dict(processor_dict["auto_map"])
+        return made
+
     def __call__(
         self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Unpack[AltaProcessorKwargs]
     ) -> BatchFeature:

@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import re
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -217,8 +216,8 @@ def test_export_of_an_adapter_does_not_look_its_base_up_on_the_hub(repos, tmp_pa
 
 def test_model_saved_again_with_the_package_is_a_repository_of_its_own(repos, tmp_path):
     again = tmp_path / "again"
-    shutil.copytree(repos.folder / "full", again, ignore=shutil.ignore_patterns("*.py", "model.*", "config.*"))
     AutoModelForPreTraining.from_pretrained(repos.folder / "full", **LOCAL).save_pretrained(again)
+    AutoProcessor.from_pretrained(repos.folder / "full", **LOCAL).save_pretrained(again)
     answers = repos.load_elsewhere(offline(tmp_path / "home"), "modeling_alta", again)
     assert_answers(answers["full"], repos.expected("full"))
 

@@ -214,12 +214,15 @@ def test_export_of_an_adapter_does_not_look_its_base_up_on_the_hub(repos, tmp_pa
     export_adapter(repos.adapter, repos.processor, tmp_path, base="tester/alta-base")
 
 
-def test_model_saved_again_with_the_package_is_a_repository_of_its_own(repos, tmp_path):
-    again = tmp_path / "again"
-    AutoModelForPreTraining.from_pretrained(repos.folder / "full", **LOCAL).save_pretrained(again)
-    AutoProcessor.from_pretrained(repos.folder / "full", **LOCAL).save_pretrained(again)
-    answers = repos.load_elsewhere(offline(tmp_path / "home"), "modeling_alta", again)
-    assert_answers(answers["full"], repos.expected("full"))
+def test_model_saved_again_with_the_package_names_and_holds_the_code_that_it_came_with(repos, tmp_path):
+    full = repos.folder / "full"
+    for auto_class in (AutoModelForPreTraining, AutoProcessor):
+        auto_class.from_pretrained(full, **LOCAL).save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.py")} == set(SHIPPED_FILES)
+    for name in ("config.json", "processor_config.json"):
+        expected, got = (json.loads((folder / name).read_text()) for folder in (full, tmp_path))
+        assert got["auto_map"] == expected["auto_map"]
+        assert got.get("custom_pipelines") == expected.get("custom_pipelines")
 
 
 def test_model_saved_again_without_the_package_is_a_repository_of_its_own(repos, tmp_path):

@@ -117,7 +117,7 @@ def test_an_error_that_cannot_be_sent_comes_as_its_lines():
 
 def test_exit_codes_are_told_though_other_workers_start_meanwhile():
     with WorkerPool(4) as pool:
-        for task in [pool.submit(die, 7) for _ in range(80)]:
+        for task in [pool.submit(die, 7) for _ in range(40)]:
             with pytest.raises(WorkerDiedError, match="died with exit code 7"):
                 task.result()
 
@@ -136,8 +136,7 @@ def test_an_error_in_the_block_does_not_wait_for_a_task_that_hangs():
         assert pool.submit(pow, 2, 3).result() == 8
         raise KeyboardInterrupt
     assert time.monotonic() - start < 60
-    with pytest.raises(WorkerDiedError):
-        task.result()
+    assert isinstance(task.exception(), RuntimeError)  # it died at the task, or before that at its start
 
 
 def test_ctrl_c_is_left_to_the_parent_and_sigterm_ends_a_worker_though_the_parent_answers_it():
@@ -180,5 +179,8 @@ def test_workers_end_with_a_parent_that_is_killed():
     workers = [psutil.Process(pid) for pid in ours.recv()]
     parent.kill()
     parent.join()
-    assert len(psutil.wait_procs(workers, timeout=20)[0]) == 2
-    workers[-1].kill()
+    deadline = time.monotonic() + 20
+    while len(psutil.wait_procs(workers, timeout=0.1)[1]) > 1:
+        assert time.monotonic() < deadline
+    (at_work,) = psutil.wait_procs(workers, timeout=0.1)[1]
+    at_work.kill()

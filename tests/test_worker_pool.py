@@ -136,7 +136,7 @@ def test_an_error_in_the_block_does_not_wait_for_a_task_that_hangs():
         assert pool.submit(pow, 2, 3).result() == 8
         raise KeyboardInterrupt
     assert time.monotonic() - start < 60
-    assert isinstance(task.exception(), RuntimeError)  # it died at the task, or before that at its start
+    assert isinstance(task.exception(), ChildProcessError)  # it died at the task, or before that at its start
 
 
 def test_ctrl_c_is_left_to_the_parent_and_sigterm_ends_a_worker_though_the_parent_answers_it():
@@ -167,7 +167,7 @@ def test_a_worker_that_is_stuck_at_its_start_is_replaced(monkeypatch, tmp_path):
 
 def test_a_worker_that_cannot_start_is_an_error_and_no_death_of_a_task(monkeypatch):
     monkeypatch.setattr(worker_pool, "_serve", lambda *arguments: die(3))
-    with WorkerPool(1) as pool, pytest.raises(RuntimeError, match="does not start; its exit code is 3") as error:
+    with WorkerPool(1) as pool, pytest.raises(ChildProcessError, match="does not start; its exit code is 3") as error:
         pool.submit(pow, 2, 3).result()
     assert not isinstance(error.value, WorkerDiedError)
 

@@ -259,7 +259,7 @@ def poisoned(plan):
 
 def test_workers_that_the_system_kills_end_the_run_and_lose_no_patient(plan, poisoned):
     corpus = replace(plan.corpus, read_image=be_killed_at_poison)
-    with pytest.raises(RuntimeError, match=r"killed workers.* smaller `num_proc`.* \['s3', 's4', 's5'\]"):
+    with pytest.raises(ChildProcessError, match=r"killed workers.* smaller `num_proc`.* \['s3', 's4', 's5'\]"):
         list(run_local(corpus, poisoned, 2))
 
 

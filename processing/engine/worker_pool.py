@@ -29,7 +29,7 @@ STARTS = 3
 READY = b"ready"
 
 
-class WorkerDiedError(RuntimeError):
+class WorkerDiedError(ChildProcessError):
     """The process that worked at a task was killed, or ended by itself, before it answered.
 
     Args:
@@ -105,7 +105,7 @@ class WorkerProcess:
 
         Raises:
             [`WorkerDiedError`]: instead of an answer.
-            `RuntimeError`: the process does not start.
+            `ChildProcessError`: the process does not start.
         """
         if not self._is_ready:
             self._await_start()
@@ -154,7 +154,7 @@ class WorkerProcess:
         with suppress(EOFError):
             self._is_ready = self._end.poll(START_LIMIT) and self._end.recv_bytes() == READY
         if not self._is_ready:
-            raise RuntimeError(f"A worker process does not start; its exit code is {self._exit_code()}.")
+            raise ChildProcessError(f"A worker process does not start; its exit code is {self._exit_code()}.")
 
     def _exit_code(self) -> int | None:
         with self.lock:

@@ -54,7 +54,7 @@ def run_local(corpus: Corpus, chunks: Iterable[Chunk], num_proc: int = 1) -> Ite
         kills the process that reads it, its patient is left out and counted, and the others are not.
 
     Raises:
-        `RuntimeError`: the system killed the worker that had a patient to itself, or workers do not start.
+        `ChildProcessError`: the system killed the worker that had a patient to itself, or workers do not start.
         `ValueError`: a `corpus` that cannot be sent to workers.
     """
     if num_proc == 1:
@@ -94,7 +94,7 @@ def _build_apart(pool: WorkerPool, corpus: Corpus, studies: Sequence[Study]) -> 
         return pool.submit(build_patient, corpus, studies).result()
     except WorkerDiedError as error:
         if error.exit_code == -signal.SIGKILL:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "The system killed workers, as it does when memory runs out: take a smaller `num_proc`. The last one "
                 f"read the studies {[study.study_id for study in studies]}."
             ) from error

@@ -2,6 +2,7 @@ import os
 import pickle
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -57,12 +58,19 @@ def large_answer(size: int) -> bytes:
     return bytes(size)
 
 
-def hold_workers(connection) -> None:
+def work_on(begun: Path) -> None:
+    begun.touch()
+    time.sleep(40)
+
+
+def hold_workers(connection, begun: Path) -> None:
     """In a process that will be killed: one worker will send more than a pipe holds, one waits, the last works on."""
     with WorkerPool(3) as pool:
         pool.submit(large_answer, 10_000_000)
         pool.submit(pow, 2, 3)
-        pool.submit(time.sleep, 40)
+        pool.submit(work_on, begun)
+        while not begun.exists():
+            time.sleep(0.01)
         connection.send([child.pid for child in psutil.Process().children()])
         time.sleep(600)
 
@@ -172,9 +180,9 @@ def test_a_worker_that_cannot_start_is_an_error_and_no_death_of_a_task(monkeypat
     assert not isinstance(error.value, WorkerDiedError)
 
 
-def test_workers_end_with_a_parent_that_is_killed():
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     ours, theirs = FORK_SERVER.Pipe()
-    parent = FORK_SERVER.Process(target=hold_workers, args=(theirs,))
+    parent = FORK_SERVER.Process(target=hold_workers, args=(theirs, tmp_path / "begun"))
     parent.start()
     workers = [psutil.Process(pid) for pid in ours.recv()]
     parent.kill()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import make_batch, make_config, randomise
 from peft import PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import save_file
+from tiny import make_batch, make_config, randomise
 from transformers import BertTokenizer
 
 from modeling_alta import VIEW_NAMES, AltaAdapterConfig, AltaForPreTraining, AltaModel, AltaProcessor

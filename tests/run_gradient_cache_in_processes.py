@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from conftest import make_batch, make_config, randomise
+from tiny import make_batch, make_config, randomise
 
 from modeling_alta import AltaForPreTraining
 from training.gradient_cache import backward_in_parts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import make_batch, make_config, randomise
+from tiny import make_batch, make_config, randomise
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_alta import AltaForPreTraining

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from accelerate.utils import send_to_device
-from conftest import make_batch, make_config, randomise
+from tiny import make_batch, make_config, randomise
 from torch.nn.functional import scaled_dot_product_attention
 
 from modeling_alta import AltaForPreTraining

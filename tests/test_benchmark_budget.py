@@ -1,7 +1,7 @@
 """The budget of training: its goals, counted at full size, and the count itself at a tiny one."""
 
 import pytest
-from conftest import make_config
+from tiny import make_config
 
 from benchmarks.budget import (
     RECIPES,

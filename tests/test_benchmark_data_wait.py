@@ -1,5 +1,5 @@
 import pytest
-from conftest import make_config
+from tiny import make_config
 
 from benchmarks.data_wait import FIGURES, main, measure_run, measure_workers, prepare_run
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from benchmarks.flops import count_flops, matmul_peak, utilisation
 from modeling_alta import AltaModel
-from tests.conftest import make_config
+from tests.tiny import make_config
 
 
 def test_linear_counts_two_flops_a_multiply_add():

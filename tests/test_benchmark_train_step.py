@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import make_config
+from tiny import make_config
 
 from benchmarks import local_loss
 from benchmarks.local_loss import run_form

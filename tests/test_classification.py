@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from conftest import make_config, randomise
 from datasets import Dataset
 from peft import get_peft_model
 from PIL import Image
 from repositories import make_adapter, make_base, make_full, make_processor
+from tiny import make_config, randomise
 
 from eval.classification import (
     classification_metrics,

@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
-from conftest import make_batch, make_config, randomise
 from hub_server import hub_environment
 from peft import LoraConfig, PeftModel, get_peft_model
 from repositories import make_adapter, make_base, make_full, make_processor, run_script, write_study
+from tiny import make_batch, make_config, randomise
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification, pipeline
 

@@ -1,6 +1,6 @@
 import pytest
-from conftest import make_config
 from huggingface_hub.errors import StrictDataclassError
+from tiny import make_config
 from transformers import AutoConfig
 
 from modeling_alta import AltaConfig

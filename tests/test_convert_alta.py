@@ -8,8 +8,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import FIXTURES, make_config
+from conftest import FIXTURES
 from safetensors.torch import load_file, save_file
+from tiny import make_config
 from torch.testing import assert_close
 from transformers import BertConfig, BertForMaskedLM, BertModel
 

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, make_batch
+from conftest import ROOT
 from hub_server import hub_environment, running_hub
 from huggingface_hub import HfApi, ModelCard
 from load_repositories import embed
 from peft import PeftModel, get_peft_model
 from repositories import make_adapter, make_base, make_full, make_processor, plain, rank, run_script, write_inputs
 from safetensors.torch import load_file
+from tiny import make_batch
 from torch.testing import assert_close
 from transformers import (
     AutoConfig,

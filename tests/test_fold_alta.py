@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import make_config, randomise
 from peft import get_peft_model
+from tiny import make_config, randomise
 from torch.testing import assert_close
 
 from benchmarks.flops import count_flops

@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_batch
 from run_gradient_cache_in_processes import LOSSES, build_model, cut, gradients_of, run_in_parts
+from tiny import make_batch
 from trained import finish, losses_of, settings_of, start_python, start_training, torchrun, train, write_recipe
 
 from modeling_alta import modeling_alta

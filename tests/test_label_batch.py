@@ -2,8 +2,8 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import make_config
 from test_training_batch import BROKEN, make_dataset, make_image, make_record, make_stream
+from tiny import make_config
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import make_batch, make_config, randomise
+from tiny import make_batch, make_config, randomise
 from torch.nn.functional import cosine_similarity, cross_entropy
 from trained import finish, start_python, torchrun
 

@@ -3,8 +3,8 @@ import warnings
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from conftest import make_batch, make_config
 from peft import get_peft_model
+from tiny import make_batch, make_config
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from modeling_alta import AltaAdapterConfig, AltaConfig, AltaForMaskedRecordModeling, AltaForPreTraining, AltaModel

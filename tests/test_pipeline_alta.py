@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import make_config
 from PIL import Image
 from repositories import LABELS, TEMPLATE, make_full, make_processor, plain, rank, write_study
+from tiny import make_config
 from transformers import AutoModelForZeroShotImageClassification, pipeline
 
 from modeling_alta import AltaModel

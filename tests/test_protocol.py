@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_batch, make_config, randomise
 from peft import get_peft_model
 from repositories import make_adapter, make_base, make_full, make_processor
+from tiny import make_batch, make_config, randomise
 
 from eval.protocol import RunOptions, describe_run, load_model, preprocessing_sha256, study_ids_sha256, write_json
 from modeling_alta import AltaAdapterConfig, AltaForImageClassification, AltaForMaskedRecordModeling, AltaModel

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_config
 from PIL import Image
+from tiny import make_config
 from transformers import BertTokenizer
 
 from modeling_alta.configuration_alta import VIEW_NAMES

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 import torch
-from conftest import make_config
 from test_training_batch import TOKENIZER, make_record, make_stream, make_studies
+from tiny import make_config
 
 from processing.batches.augmentation import StudyTransform
 from processing.batches.batch_order import BatchOrder

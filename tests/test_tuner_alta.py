@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
-from conftest import make_batch, make_config, randomise
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from tiny import make_batch, make_config, randomise
 
 from modeling_alta import AltaAdapterConfig, AltaConfig, AltaForPreTraining, AltaModel
 from modeling_alta.adapters_alta import cast_frozen_matrices

@@ -1,6 +1,7 @@
 """Runs of the trainer that several test files share: records of the samples, a text encoder, one run of each stage."""
 
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
+from PIL import Image, ImageOps
 from prepared_processes import PreparedProcess
 
 import train_accelerate
@@ -38,6 +40,7 @@ TINY_REPORT_DECODER = {
     "num_attention_heads": 2,
     "intermediate_size": 64,
 }
+SAMPLE_SIDE = 120  # pixels; more than the models' target of 64 and what cropping takes
 QUICK = {
     "batch_size": 8,
     "num_epochs": 2,
@@ -129,11 +132,21 @@ def losses_of(run: Path) -> list[dict[str, float]]:
     return [{key: row[key] for key in row if key in kept or key.endswith(("loss", "scale"))} for row in rows]
 
 
+def shrink_samples(folder: Path) -> Path:
+    """The samples with images as small as the tests' models, of which decoding takes little of a run's time."""
+    shutil.copytree(ROOT / "samples", folder)
+    for path in folder.glob("images/*"):
+        with Image.open(path) as image:
+            smaller = ImageOps.contain(image, (SAMPLE_SIDE, SAMPLE_SIDE))
+        smaller.save(path)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def work(tmp_path_factory) -> Path:
     """Records of the samples and a text encoder."""
     work = tmp_path_factory.mktemp("work")
-    prepare_covid_cxr(ROOT / "samples", work / "records")
+    prepare_covid_cxr(shrink_samples(work / "samples"), work / "records")
     sizes = ["--hidden-size", "32", "--num-attention-heads", "2", "--epochs", "1", "--vocab-size", "300"]
     make_text_encoder(parse_args(["--records", f"{work}/records", "--output", f"{work}/text", *sizes]))
     return work

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import shutil
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from trained import arguments_of, finish, losses_of, settings_of, start_python, train, write_recipe
 
-from training.build import build_accelerator
+from training import build
+from training.build import build_accelerator, compile_blocks
 from training.watching import VALIDATION_LOG, read_log
 
 
@@ -125,8 +127,9 @@ def test_an_engine_that_needs_a_gpu_is_an_error_without_one(variable, work, monk
         build_accelerator(arguments_of(work, "alta"))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
-def test_compiled_blocks_change_no_loss_and_are_compiled_once_for_all_shapes(start, work):
+def test_compiled_blocks_change_no_loss_and_are_compiled_once_for_all_shapes(start, work, monkeypatch):
+    # All that comes before the generation of code, which takes minutes: that is tried on one block below.
+    monkeypatch.setattr(build, "compile_blocks", partial(compile_blocks, backend="aot_eager_decomp_partition"))
     settings = start | {"model": {"missing_views": "skip"}, "batch_size": 6, "num_epochs": 1}
     eager = losses_of(train(work, "alta", "eager", **settings))
     counters.clear()
@@ -136,3 +139,21 @@ def test_compiled_blocks_change_no_loss_and_are_compiled_once_for_all_shapes(sta
     # One graph for every kind of call, which are those of the first step: none for another number of views or tokens.
     assert counters["stats"]["unique_graphs"] == 4
     assert not counters["graph_break"]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_the_code_of_a_compiled_block_gives_its_output_and_gradients(tiny_pretraining_model):
+    block = tiny_pretraining_model.vision_model.blocks[0]
+    torch.manual_seed(0)
+    inputs = [torch.randn(number, 5 + number, 32, requires_grad=True) for number in (2, 3)]
+
+    def results() -> list[torch.Tensor]:
+        outputs = [block(hidden_states) for hidden_states in inputs]
+        trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+        return outputs + list(torch.autograd.grad(sum(output.square().sum() for output in outputs), inputs + trained))
+
+    eager = results()
+    counters.clear()
+    compile_blocks(block)
+    torch.testing.assert_close(results(), eager)
+    assert counters["stats"]["unique_graphs"] == 1

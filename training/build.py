@@ -109,13 +109,21 @@ def build_order(args: TrainArguments, accelerator: Accelerator, studies) -> Batc
     )
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile every transformer block alone: the blocks of a tower share one graph, and shapes may vary."""
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """
+    Compile every transformer block alone: the blocks of a tower share one graph, and shapes may vary.
+
+    Args:
+        model (`nn.Module`): its blocks compile at their first call.
+        backend (`str`): as for `torch.compile`.
+    """
     # Training, validation and the two passes of gradient caching each need graphs of their own.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_FORMS)
+    # Scales and rates of dropout never change; as symbols, which `dynamic` makes of them, they cost a second trace.
+    torch._dynamo.config.specialize_float = True
     for module in model.modules():
         if type(module).__name__ in ("AltaBlock", "BertLayer"):
-            module.compile(dynamic=True)
+            module.compile(dynamic=True, backend=backend)
 
 
 __all__ = ["STAGES", "build_accelerator", "build_run", "compile_blocks", "set_product_precision"]

@@ -18,3 +18,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("numprocesses", None):
         for fixtures in ("tiny", "trained"):
             config.pluginmanager.import_plugin(fixtures)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left with one of them when the others are done."""
+    longest = ("export_alta", "checkpoints", "engines", "demo", "record_streams", "evidence", "write_records")
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in longest)

@@ -67,12 +67,14 @@ class _LocalSimilarity(torch.autograd.Function):
         word_counts, patch_counts = ctx.counts
         word_gradient, patch_gradient = torch.zeros_like(words), torch.zeros_like(patches)
         scale_gradients = words.new_zeros(2)
-        for rows, columns in _blocks(words, patches):
-            block = *_trim(words, word_counts, rows), *_trim(patches, patch_counts, columns)
-            given = _block_backward(*block, attention_scale, pooling_scale, gradient[rows, columns].T)
-            word_gradient[rows, : given[0].shape[1]] += given[0]
-            patch_gradient[columns, : given[1].shape[1]] += given[1]
-            scale_gradients += given[2]
+        # Whoever asks for gradients inside autocast has it on here too, whatever held in the forward pass.
+        with torch.autocast(words.device.type, enabled=False):
+            for rows, columns in _blocks(words, patches):
+                block = *_trim(words, word_counts, rows), *_trim(patches, patch_counts, columns)
+                given = _block_backward(*block, attention_scale, pooling_scale, gradient[rows, columns].T)
+                word_gradient[rows, : given[0].shape[1]] += given[0]
+                patch_gradient[columns, : given[1].shape[1]] += given[1]
+                scale_gradients += given[2]
         return word_gradient, None, patch_gradient, None, *scale_gradients.unbind()
 
 

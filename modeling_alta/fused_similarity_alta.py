@@ -258,7 +258,7 @@ def _words_kernel(
     num_reports, num_studies, num_words, num_patches,
     WORDS: tl.constexpr, SIZE: tl.constexpr, PATCHES: tl.constexpr,
 ):  # fmt: skip
-    report, split, num_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    report, split, num_splits = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     word_count = tl.load(word_counts + report)
     is_word = tl.arange(0, WORDS) < word_count
     word = _load_words(words, report, num_words, word_count, WORDS, SIZE)
@@ -294,7 +294,7 @@ def _patches_kernel(
     num_reports, num_studies, num_words, num_patches,
     WORDS: tl.constexpr, SIZE: tl.constexpr, PATCHES: tl.constexpr,
 ):  # fmt: skip
-    study, split, num_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    study, split, num_splits = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     count = tl.load(patch_counts + study)
     scale, pooling = tl.load(attention_scale), tl.load(pooling_scale)
     for report in range(split, num_reports, num_splits):

@@ -84,7 +84,9 @@ def _kernel_difference(device: torch.device, num_words: int, size: int) -> float
         words, patches = (value.to(device, torch.bfloat16).requires_grad_() for value in embeds)
         scales = [torch.tensor(14.0, device=device, requires_grad=True) for _ in range(2)]
         similarity = similarity_of(words, masks[0], patches, masks[1], *scales)
-        return [similarity.detach(), *torch.autograd.grad(similarity, [words, patches, *scales], gradient)]
+        of_words, of_patches, *of_scales = torch.autograd.grad(similarity, [words, patches, *scales], gradient)
+        # Together, since the one at the attention scale is a sum that nearly cancels, or does with a single word.
+        return [similarity.detach(), of_words, of_patches, torch.stack(of_scales)]
 
     results = zip(run(fused_similarity), run(blockwise_similarity), strict=True)
     differences = [(ours.float() - other.float()).norm() / other.float().norm() for ours, other in results]

@@ -71,6 +71,16 @@ def test_gradients_of_the_local_similarity_are_its_slopes(monkeypatch, is_masked
     assert torch.autograd.gradcheck(lambda w, p, *s: local_similarity(w, word_mask, p, patch_mask, *s), trained)
 
 
+def test_gradients_of_the_local_similarity_are_in_float32_where_they_are_asked_for_under_autocast():
+    words, word_mask, patches, patch_mask = local_inputs()
+    trained = [value.clone().requires_grad_() for value in (words, patches, *SCALES[:2])]
+    similarity = local_similarity(trained[0], word_mask, trained[1], patch_mask, *trained[2:])
+    expected = torch.autograd.grad(similarity.sum(), trained, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        given = torch.autograd.grad(similarity.sum(), trained)
+    torch.testing.assert_close(given, expected, rtol=0, atol=0)
+
+
 def test_local_similarity_of_as_many_reports_as_come_to_a_process():
     words, word_mask, patches, patch_mask = local_inputs()
     whole = local_similarity(words, word_mask, patches, patch_mask, *SCALES[:2])

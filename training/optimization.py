@@ -16,8 +16,9 @@ def build_optimizer(args: TrainArguments, model: nn.Module, num_processes: int) 
     ]
     effective_batch = args.batch_size * num_processes * args.gradient_accumulation_steps
     learning_rate = args.base_learning_rate * effective_batch / 256
-    # The fused step skips an overflow of float16 by itself, unseen by accelerate, and the schedule would go on.
-    is_fused = args.mixed_precision != "fp16"
+    # The fused step skips an overflow of float16 by itself, unseen by accelerate, and the schedule would go on. None,
+    # not False, which would take the weights one by one on a GPU.
+    is_fused = None if args.mixed_precision == "fp16" else True
     return torch.optim.AdamW(groups, lr=learning_rate, betas=tuple(args.betas), fused=is_fused)
 
 

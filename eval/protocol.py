@@ -52,12 +52,12 @@ def protocol_parser(module: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="Hub folder or Hub id of the model, full or adapter")
     parser.add_argument("--records", required=True, help="folder of study records")
     parser.add_argument("--split", default="test", help="split of the records (default: test)")
-    parser.add_argument("--output", required=True, type=Path, help="JSON file to write")
+    parser.add_argument("--output", required=True, type=file_to_write, help="JSON file to write")
     parser.add_argument("--batch-size", type=positive_int, default=16, help="studies per forward pass (default: 16)")
     parser.add_argument(
         "--bootstrap-samples", type=positive_int, default=1000, help="for the intervals (default: 1000)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the bootstrap (default: 0)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
     return parser
 
@@ -67,6 +67,20 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
     return int(text)
+
+
+def seed_number(text: str) -> int:
+    """An `argparse` type."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
+    return int(text)
+
+
+def file_to_write(text: str) -> Path:
+    """An `argparse` type: told before the hours that come before the writing."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, got the folder {text!r}")
+    return Path(text)
 
 
 @contextmanager

@@ -54,9 +54,10 @@ def retrieval_metrics(
         `queries`, `candidates`, `recall_at_<k>` (`value`, `chance`, `ci95`) and `median_rank` (`value`, `chance`).
 
     Raises:
-        ValueError: shapes or lengths that do not fit, an embedding that is not finite, a bad cut-off.
+        ValueError: shapes or lengths that do not fit, an embedding that is not finite, a bad cut-off, an empty report.
     """
     check_cutoffs(k)
+    check_reports(reports)
     _check_embeds(image_embeds, text_embeds, reports)
     studies_of = _group_identical(reports)
     first = [studies[0] for studies in studies_of]
@@ -70,6 +71,16 @@ def retrieval_metrics(
         "text_to_image": _direction(texts, images, studies_of, **options),
         "image_to_text": _direction(images, texts, [[text_of[study]] for study in range(len(reports))], **options),
     }
+
+
+def check_reports(reports: Sequence[str | None]) -> None:
+    """Raise a `ValueError` unless every report holds text: empty ones would all be right answers to each other."""
+    empty = [study for study, report in enumerate(reports) if not (report or "").strip()]
+    if empty:
+        raise ValueError(
+            f"`reports` must hold text for every study, got {len(empty)} of {len(reports)} empty, the first at "
+            f"{empty[0]}."
+        )
 
 
 def _check_embeds(image_embeds: torch.Tensor, text_embeds: torch.Tensor, reports: Sequence[str]) -> None:
@@ -148,8 +159,12 @@ def evaluate_retrieval(
 
     Returns:
         `dict`: the head of [`eval.protocol.describe_run`] and, under `results`, what [`retrieval_metrics`] returns.
+
+    Raises:
+        ValueError: a study without a report.
     """
     reports = list(records["report"])
+    check_reports(reports)
     image_embeds = embed_studies(model, processor, records, options.batch_size)
     text_embeds = embed_texts(model, processor, reports)
     run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
@@ -162,6 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with argument_errors(parser):
         records = load_records(args.records, args.split)
+        check_reports(list(records["report"]))
         model, processor = load_model(args.model, args.device)
     write_json(evaluate_retrieval(model, processor, records, RunOptions.from_arguments(args)), args.output)
 
@@ -170,4 +186,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["evaluate_retrieval", "retrieval_metrics"]
+__all__ = ["check_reports", "evaluate_retrieval", "retrieval_metrics"]

@@ -98,8 +98,8 @@ def zero_shot_metrics(
 
     Args:
         scores (`dict` of `str` to a sequence of `float`): label to one score per study.
-        labels (sequence of `str` sequences): the labels of every study. A study with none was not labelled: it is left
-            out, not taken as a negative of everything.
+        labels (sequence of `str` sequences or `None`): the labels of every study. A study with none was not labelled:
+            it is left out, not taken as a negative of everything.
         bootstrap_samples, seed (`int`): of the 95 % intervals over the studies.
 
     Returns:
@@ -111,9 +111,9 @@ def zero_shot_metrics(
     Raises:
         ValueError: no labelled study, a label with another number of scores, or a score that is not finite.
     """
+    labels = [present or () for present in labels]
+    check_labels(labels)
     labelled = np.flatnonzero([len(present) > 0 for present in labels])
-    if not labelled.size:
-        raise ValueError(f"`labels` must hold at least one study with a label, got none among {len(labels)} studies.")
     results, reasons = {}, _without_prompts(scores, labels)
     for label, values in scores.items():
         values = _checked(label, values, len(labels))[labelled]
@@ -130,6 +130,12 @@ def zero_shot_metrics(
         "not_evaluated": reasons,
         "bootstrap": {"samples": bootstrap_samples, "seed": seed, "unit": "study"},
     }
+
+
+def check_labels(labels: Sequence[Sequence[str] | None]) -> None:
+    """Raise a `ValueError` unless a study has a label."""
+    if not any(labels):
+        raise ValueError(f"`labels` must hold at least one study with a label, got none among {len(labels)} studies.")
 
 
 def _without_prompts(scores: dict[str, Any], labels: Sequence[Sequence[str]]) -> dict[str, str]:
@@ -178,7 +184,11 @@ def evaluate_zero_shot(
     Returns:
         `dict`: the head of [`eval.protocol.describe_run`], `prompts` (`name`, `version`, `sha256`) and, under
         `results`, what [`zero_shot_metrics`] returns.
+
+    Raises:
+        ValueError: no study has a label.
     """
+    check_labels(list(records["labels"]))
     text_embeds = embed_texts(model, processor, prompts.texts)
     scores = prompt_scores(embed_studies(model, processor, records, options.batch_size), text_embeds, prompts)
     run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
@@ -194,6 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     with argument_errors(parser):
         prompts = load_prompts(args.prompts)
         records = load_records(args.records, args.split)
+        check_labels(list(records["labels"]))
         model, processor = load_model(args.model, args.device)
     results = evaluate_zero_shot(model, processor, records, prompts, RunOptions.from_arguments(args))
     write_json(results, args.output)
@@ -203,4 +214,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["evaluate_zero_shot", "prompt_scores", "zero_shot_metrics", "zero_shot_scores"]
+__all__ = ["check_labels", "evaluate_zero_shot", "prompt_scores", "zero_shot_metrics", "zero_shot_scores"]

@@ -18,7 +18,11 @@ CLASSIFICATION_FIGURES = (
     ("average_precision", "average_precision", "average precision"),
 )
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
-PROTOCOLS = ("retrieval", "zero_shot", "classification")
+PROTOCOLS = {
+    "retrieval": "report_retrieval",
+    "zero_shot": "zero_shot_prompt_pairs",
+    "classification": "classification",
+}
 PROTOCOL_FIELDS = ("n", "protocol", "records", "results", "split")
 
 
@@ -30,7 +34,7 @@ def build_card(
     base_model: str | None = None,
     title: str | None = None,
     datasets: list[str] | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
     data_terms: str | None = None,
     weights_terms: str | None = None,
 ) -> ModelCard:
@@ -46,8 +50,8 @@ def build_card(
         base_model (`str`, *optional*): Hub id of the frozen base; an adapter needs it.
         title (`str`, *optional*): heading of the card, the name in `model_id` by default.
         datasets (`list` of `str`, *optional*): Hub ids of the training data.
-        license (`str`): the Hub's name of the license, for the metadata. The code is Apache-2.0; weights under other
-            terms need theirs here.
+        license (`str`, *optional*): the Hub's name of the weights' license, for the metadata, which else name none:
+            the weights are bound by their base and their data, not by the license of the code.
         data_terms, weights_terms (`str`, *optional*): terms of the training data and of the weights, in a sentence.
 
     Returns:
@@ -103,6 +107,9 @@ def _check(metrics: dict[str, Any], kind: str, base_model: str | None) -> None:
                 f"`{name}` of `metrics` must hold {list(PROTOCOL_FIELDS)}, as `eval.{name}` writes them, got "
                 f"{sorted(metrics[name])} without {missing}."
             )
+        protocol = metrics[name]["protocol"]["name"] if metrics.get(name) else PROTOCOLS[name]
+        if protocol != PROTOCOLS[name]:
+            raise ValueError(f"`{name}` of `metrics` must be of the protocol {PROTOCOLS[name]!r}, got {protocol!r}.")
 
 
 def _tables(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +136,14 @@ def _rows(values: dict[str, Any] | None) -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows += [(f"{_cell(name)}: {inner}", text) for inner, text in _rows(value)]
         else:
-            rows.append((_cell(name.replace("_", " ")), _share(value) if name.endswith("_share") else _cell(value)))
+            rows.append((_cell(name.replace("_", " ")), _value(name, value)))
     return rows
+
+
+def _value(name: str, value: Any) -> str:
+    if name == "seed":  # a name rather than an amount
+        return str(value)
+    return _share(value) if name.endswith("_share") else _cell(value)
 
 
 def _without_examples(overlap: dict[str, Any] | None) -> dict[str, Any]:
@@ -313,7 +326,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--base", help="Hub id of the frozen base, needed with --kind adapter")
     parser.add_argument("--title", help="heading of the card")
     parser.add_argument("--dataset", action="append", help="Hub id of training data; may be given again")
-    parser.add_argument("--license", default="apache-2.0", help="the Hub's name of the license (default: apache-2.0)")
+    parser.add_argument("--license", help="the Hub's name of the weights' license (default: none is named)")
     parser.add_argument("--data-terms", help="terms of the training data, in a sentence")
     parser.add_argument("--weights-terms", help="terms of the weights, in a sentence")
     args = parser.parse_args(argv)

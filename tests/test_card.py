@@ -24,6 +24,9 @@ HEAD = {
 }
 
 
+ZERO_SHOT = {"name": "zero_shot_prompt_pairs", "version": "1.0"}
+
+
 @pytest.fixture
 def metrics():
     images, texts = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
@@ -32,11 +35,11 @@ def metrics():
     zero_shot = zero_shot_metrics({"ARDS": [0.9, 0.4, 0.5, 0.1]}, labels, bootstrap_samples=50)
     prompts = {"name": "covid_cxr", "version": "1.0", "sha256": "ef" * 32}
     return {
-        "run": {"recipe": "demo", "steps": 1200, "seed": 7},
+        "run": {"recipe": "demo", "steps": 1200, "seed": 20240},
         "parameters": {"total": 242177854, "trainable": 18333502, "trainable_share": 0.0757026},
         "training": {"loss": 9.87654},
         "retrieval": HEAD | {"protocol": {"name": "report_retrieval", "version": "1.0"}, "results": retrieval},
-        "zero_shot": HEAD | {"protocol": {"name": "pairs", "version": "1"}, "prompts": prompts, "results": zero_shot},
+        "zero_shot": HEAD | {"protocol": ZERO_SHOT, "prompts": prompts, "results": zero_shot},
         "records": {"records": 34, "with_prior": 9, "excluded": {"no frontal": 3}},
         "overlap": {"benchmark": "rsna", "exact_images": {"count": 0, "share": 0.0, "examples": []}},
         "preprocessing_sha256": "cd" * 32,
@@ -48,7 +51,7 @@ def test_card_holds_the_figures_of_the_run(metrics):
     for row in (
         "| trainable | 18,333,502 |",
         "| trainable share | 7.57 % |",
-        "| seed | 7 |",
+        "| seed | 20240 |",
         "| loss | 9.877 |",
         "| no frontal | 3 |",
         "| text to image | R@1 | 0.500 | 0.250 |",
@@ -90,7 +93,17 @@ def test_metadata_holds_every_result_with_its_chance_level(metrics):
     assert all("chance" in result.metric_args for result in data.eval_results)
     assert {result.dataset_split for result in data.eval_results} == {"test"}
     assert (data.library_name, data.pipeline_tag) == ("transformers", "zero-shot-image-classification")
-    assert data.license == "apache-2.0" and set(data.tags) == {"alta", "chest-x-ray", "peft", "radiology"}
+    assert data.license is None and set(data.tags) == {"alta", "chest-x-ray", "peft", "radiology"}
+
+
+def test_metadata_names_the_license_of_the_weights_that_is_given(metrics):
+    assert ModelCard(str(build_card(metrics, license="cc-by-nc-4.0"))).data.license == "cc-by-nc-4.0"
+
+
+def test_figures_of_another_protocol_are_an_error_that_names_both(metrics):
+    message = "`retrieval` of `metrics` must be of the protocol 'report_retrieval', got 'zero_shot_prompt_pairs'"
+    with pytest.raises(ValueError, match=message):
+        build_card(metrics | {"retrieval": metrics["zero_shot"]})
 
 
 def test_empty_metrics_render_as_not_measured():

@@ -9,7 +9,15 @@ from peft import get_peft_model
 from repositories import make_adapter, make_base, make_full, make_processor
 from tiny import make_batch, make_config, randomise
 
-from eval.protocol import RunOptions, describe_run, load_model, preprocessing_sha256, study_ids_sha256, write_json
+from eval.protocol import (
+    RunOptions,
+    describe_run,
+    load_model,
+    preprocessing_sha256,
+    protocol_parser,
+    study_ids_sha256,
+    write_json,
+)
 from modeling_alta import AltaAdapterConfig, AltaForImageClassification, AltaForMaskedRecordModeling, AltaModel
 from modeling_alta.export_alta import export_adapter, export_full
 from modeling_alta.fold_alta import AltaFoldedModel
@@ -37,6 +45,17 @@ def test_folders_are_named_by_their_last_part_and_hub_ids_in_full(tmp_path):
     run = describe_run({"name": "p"}, options, ["a", "b"], FakeProcessor())
     assert (run["model"], run["records"], run["n"]) == ("tester/alta", "records", 2)
     assert str(tmp_path) not in json.dumps(run)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--output", ".", "must be a file, got the folder '.'"), ("--seed", "-1", "must be an integer of at least 0")],
+)
+def test_an_argument_that_would_fail_at_the_end_is_refused_at_the_start(capsys, option, value, message):
+    needed = ["--model", "m", "--records", "r", "--output", "out.json"]
+    with pytest.raises(SystemExit):
+        protocol_parser("eval.retrieval", "").parse_args([*needed, option, value])
+    assert message in capsys.readouterr().err
 
 
 def test_figure_that_is_not_a_number_is_not_written(tmp_path):

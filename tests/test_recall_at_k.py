@@ -1,5 +1,8 @@
 """Recall@K: ranks, ties, several right answers, chance levels, bad input."""
 
+import itertools
+import time
+
 import evaluate
 import pytest
 
@@ -57,6 +60,19 @@ def test_chance_of_two_right_among_four_is_the_hypergeometric_share():
 
 def test_chance_is_one_when_the_cutoff_takes_every_candidate():
     assert chance_recall([1], [4], 10) == 1.0
+
+
+@pytest.mark.parametrize(("right", "total", "k"), [(1, 7, 3), (3, 7, 1), (3, 7, 5), (6, 7, 2), (2, 2, 9)])
+def test_chance_is_the_share_of_all_rankings_with_a_right_one_among_the_first(right, total, k):
+    placings = list(itertools.combinations(range(total), right))
+    hits = sum(min(placing) < k for placing in placings)
+    assert chance_recall([right], [total], k) == pytest.approx(hits / len(placings))
+
+
+def test_chance_of_many_candidates_is_counted_soon():
+    start = time.process_time()
+    chance_median_rank(range(1, 60), [20_000] * 59)
+    assert time.process_time() - start < 5
 
 
 def test_chance_median_rank_is_where_half_the_rankings_arrive():

@@ -46,6 +46,16 @@ def test_identical_reports_are_one_answer():
     assert (results["text_to_image"]["queries"], results["text_to_image"]["candidates"]) == (2, 3)
 
 
+@pytest.mark.parametrize("empty", ["", "  ", None])
+def test_a_study_without_a_report_is_an_error_before_anything_is_encoded(empty):
+    message = "`reports` must hold text for every study, got 1 of 2 empty, the first at 1"
+    with pytest.raises(ValueError, match=message):
+        retrieval_metrics(torch.eye(2), torch.eye(2), ["no change", empty])
+    records = Dataset.from_dict({"study_id": ["a", "b"], "report": ["no change", empty]})
+    with pytest.raises(ValueError, match=message):
+        evaluate_retrieval(None, None, records, RunOptions("m", "r", "test"))
+
+
 def test_collapsed_model_ranks_last_and_not_first():
     noise = 1e-8 * torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
     results = retrieval_metrics(1 + noise, 1 - noise, [str(index) for index in range(30)], bootstrap_samples=50)

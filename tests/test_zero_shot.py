@@ -76,6 +76,18 @@ def test_split_of_one_class_has_no_mean():
     assert results["not_evaluated"] == {"Edema": "every study of the split is positive"}
 
 
+def test_labels_that_are_missing_are_as_none():
+    scores = {"a": [0.1, 0.2, 0.3, 0.4]}
+    results = [zero_shot_metrics(scores, [["a"], missing, ["b"], ["b"]]) for missing in ([], None)]
+    assert results[0] == results[1] and results[0]["unlabelled"] == 1
+
+
+def test_records_without_any_label_are_an_error_before_they_are_encoded(prompt_file):
+    records = Dataset.from_dict({"study_id": ["s"], "labels": [[]]})
+    with pytest.raises(ValueError, match="`labels` must hold at least one study with a label, got none among 1"):
+        evaluate_zero_shot(None, None, records, load_prompts(prompt_file), RunOptions("m", "r", "test"))
+
+
 def test_unlabelled_study_is_no_negative():
     # With the last study as a negative, its 0.9 would win against 0.8 and the AUROC would be 1/2.
     results = zero_shot_metrics({"Edema": [0.8, 0.1, 0.9]}, [["Edema"], ["No Finding"], []], bootstrap_samples=50)

@@ -79,8 +79,11 @@ def check_cutoffs(k: Sequence[int]) -> None:
 
 
 def _chance(right: int, total: int, k: int) -> float:
-    rankings = math.comb(total, min(k, total))
-    return (rankings - math.comb(total - right, min(k, total))) / rankings
+    # The first ranks are as likely to miss the right ones as the right ones to miss the first ranks; the fewer of both
+    # are counted, since `comb` of tens of thousands over half of them takes a second.
+    fewer, more = sorted((right, min(k, total)))
+    placings = math.comb(total, fewer)
+    return (placings - math.comb(total - more, fewer)) / placings
 
 
 def _rank(query: int, row: Sequence[float], right: int | Sequence[int]) -> int:

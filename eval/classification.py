@@ -14,7 +14,15 @@ from transformers import AutoModelForImageClassification, AutoProcessor
 
 from eval.bootstrap import auroc_interval, average_precision_interval
 from eval.embeddings import evaluating
-from eval.protocol import RunOptions, argument_errors, describe_run, load_records, protocol_parser, write_json
+from eval.protocol import (
+    RunOptions,
+    argument_errors,
+    check_labels,
+    describe_run,
+    load_records,
+    protocol_parser,
+    write_json,
+)
 from modeling_alta.configuration_alta import VIEW_NAMES
 from processing.batches.label_batch import UNLABELLED_AS
 
@@ -120,10 +128,14 @@ def _truth(
     """Whether each label holds `(num_studies, num_labels)`, and whether each study counts `(num_studies,)`."""
     if unlabelled not in UNLABELLED_AS:
         raise ValueError(f"`unlabelled` must be one of {list(UNLABELLED_AS)}, got {unlabelled!r}.")
+    _check_labelled(labels, unlabelled)
     is_labelled = np.array([bool(present) or unlabelled == "negative" for present in labels], dtype=bool)
-    if not is_labelled.any():
-        raise ValueError(f"`labels` must hold at least one study with a label, got none among {len(labels)} studies.")
     return np.array([[name in (present or ()) for name in names] for present in labels]), is_labelled
+
+
+def _check_labelled(labels: Sequence[Sequence[str] | None], unlabelled: str) -> None:
+    if unlabelled == "left_out" or not labels:
+        check_labels(labels)
 
 
 def _without_output(names: Sequence[str], labels: Sequence[Sequence[str] | None]) -> dict[str, str]:
@@ -175,6 +187,7 @@ def evaluate_classification(
         `dict`: the head of [`eval.protocol.describe_run`] and, under `results`, what [`classification_metrics`]
         returns.
     """
+    _check_labelled(list(records["labels"]), unlabelled)
     scores = classify_studies(model, processor, records, options.batch_size)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
@@ -209,6 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with argument_errors(parser):
         records = load_records(args.records, args.split)
+        _check_labelled(list(records["labels"]), args.unlabelled)
         model, processor = load_classifier(args.model, args.device)
     options = RunOptions.from_arguments(args)
     results = evaluate_classification(model, processor, records, options, args.unlabelled)

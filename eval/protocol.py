@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +126,12 @@ def load_records(path: str, split: str) -> Any:
     return records
 
 
+def check_labels(labels: Sequence[Sequence[str] | None]) -> None:
+    """Raise a `ValueError` unless a study has a label."""
+    if not any(labels):
+        raise ValueError(f"`labels` must hold at least one study with a label, got none among {len(labels)} studies.")
+
+
 def describe_run(
     protocol: dict[str, str], options: RunOptions, study_ids: list[str], processor: Any
 ) -> dict[str, Any]:
@@ -183,6 +189,7 @@ def _public_name(name: str) -> str:
 __all__ = [
     "RunOptions",
     "argument_errors",
+    "check_labels",
     "describe_run",
     "load_model",
     "load_records",

@@ -18,6 +18,7 @@ from eval.prompts import PromptSet, load_prompts
 from eval.protocol import (
     RunOptions,
     argument_errors,
+    check_labels,
     describe_run,
     load_model,
     load_records,
@@ -132,12 +133,6 @@ def zero_shot_metrics(
     }
 
 
-def check_labels(labels: Sequence[Sequence[str] | None]) -> None:
-    """Raise a `ValueError` unless a study has a label."""
-    if not any(labels):
-        raise ValueError(f"`labels` must hold at least one study with a label, got none among {len(labels)} studies.")
-
-
 def _without_prompts(scores: dict[str, Any], labels: Sequence[Sequence[str]]) -> dict[str, str]:
     present = sorted({label for study in labels for label in study})
     return {label: "the prompt set has no prompt for it" for label in present if label not in scores}
@@ -214,4 +209,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["check_labels", "evaluate_zero_shot", "prompt_scores", "zero_shot_metrics", "zero_shot_scores"]
+__all__ = ["evaluate_zero_shot", "prompt_scores", "zero_shot_metrics", "zero_shot_scores"]

@@ -110,6 +110,15 @@ def _check(metrics: dict[str, Any], kind: str, base_model: str | None) -> None:
         protocol = metrics[name]["protocol"]["name"] if metrics.get(name) else PROTOCOLS[name]
         if protocol != PROTOCOLS[name]:
             raise ValueError(f"`{name}` of `metrics` must be of the protocol {PROTOCOLS[name]!r}, got {protocol!r}.")
+    _check_preprocessing(metrics)
+
+
+def _check_preprocessing(metrics: dict[str, Any]) -> None:
+    """Figures of one model: that of another run may see radiographs in another way."""
+    parts = {"metrics": metrics} | {name: metrics[name] for name in PROTOCOLS if metrics.get(name)}
+    hashes = {name: part["preprocessing_sha256"] for name, part in parts.items() if part.get("preprocessing_sha256")}
+    if len(set(hashes.values())) > 1:
+        raise ValueError(f"`preprocessing_sha256` must be the same in all parts of `metrics`, got {hashes}.")
 
 
 def _tables(metrics: dict[str, Any]) -> dict[str, Any]:

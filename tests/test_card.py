@@ -106,6 +106,14 @@ def test_figures_of_another_protocol_are_an_error_that_names_both(metrics):
         build_card(metrics | {"retrieval": metrics["zero_shot"]})
 
 
+def test_figures_of_a_model_that_sees_radiographs_in_another_way_are_an_error(metrics):
+    metrics["zero_shot"] |= {"preprocessing_sha256": "00" * 32}
+    with pytest.raises(
+        ValueError, match="`preprocessing_sha256` must be the same in all parts of `metrics`, got .*00"
+    ):
+        build_card(metrics)
+
+
 def test_empty_metrics_render_as_not_measured():
     card = build_card({})
     assert card.data.eval_results is None

@@ -134,7 +134,7 @@ def _truth(
 
 
 def _check_labelled(labels: Sequence[Sequence[str] | None], unlabelled: str) -> None:
-    if unlabelled == "left_out" or not labels:
+    if unlabelled == "left_out" or not len(labels):
         check_labels(labels)
 
 

@@ -146,6 +146,17 @@ def test_kernels_that_give_what_they_should_are_tried_once_and_taken(take_kernel
     assert [len(words) for words, *_ in calls] == [40, 2, 2]
 
 
+def exact_kernels(words, word_mask, patches, *arguments):
+    return blockwise_similarity(words.double(), word_mask, patches.double(), *arguments).float()
+
+
+@pytest.mark.parametrize("num_words", [8, 32])
+def test_kernels_are_tried_against_what_is_right_where_training_runs_under_autocast(take_kernels, num_words):
+    take_kernels(exact_kernels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert similarity_alta._kernel_difference(torch.device("cpu"), num_words, 128) < 0.005
+
+
 def kernels_with_a_wrong_gradient(words, *arguments):
     return blockwise_similarity(words + 0.1 * (words - words.detach()), *arguments)
 

@@ -72,7 +72,7 @@ def test_chance_is_the_share_of_all_rankings_with_a_right_one_among_the_first(ri
 def test_chance_of_many_candidates_is_counted_soon():
     start = time.process_time()
     chance_median_rank(range(1, 60), [20_000] * 59)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1
 
 
 def test_chance_median_rank_is_where_half_the_rankings_arrive():

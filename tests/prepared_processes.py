@@ -5,9 +5,11 @@ They are forked from a server that has imported and done nothing else, so each i
 imports. Launchers fork their processes as well.
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ import psutil
 from torch.distributed.launcher import api as launcher
 
 
-__all__ = ["PreparedProcess", "run_python"]
+__all__ = ["PreparedProcess", "run_python", "send_signal"]
 
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload(["prepared_processes", "train_accelerate", "torch._dynamo"])
@@ -58,8 +60,7 @@ class PreparedProcess:
     def kill(self) -> None:
         """SIGKILL to the process and all below it, at once."""
         root = psutil.Process(self.pid)
-        for victim in (root, *root.children(recursive=True)):
-            victim.kill()
+        send_signal(signal.SIGKILL, root, *root.children(recursive=True))
         self._process.join()
 
     def _printed(self) -> str:
@@ -75,6 +76,13 @@ class ForkingLaunch(launcher.elastic_launch):
 
     def __call__(self, *command: str):
         return super().__call__(list(command))
+
+
+def send_signal(number: signal.Signals, *processes: psutil.Process) -> None:
+    """Reach each process that has not ended by itself since it was found, as workers do after an epoch."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def run_python(command: list[str]) -> None:

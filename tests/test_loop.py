@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from prepared_processes import send_signal
 from trained import (
     arguments_of,
     finish,
@@ -48,11 +49,10 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_success_and_it_goes_on_exactly
     settings = settings_of(work, "alta", batch_size=8 // num_processes, num_epochs=4, schedule_epochs=4, num_workers=1)
     recipe = write_recipe(tmp_path / "recipe.yaml", settings | {"output_dir": f"{tmp_path}/run"})
     process = start_training(recipe, num_processes=num_processes)
-    wait_for_step(process, tmp_path / "run", 3)
+    wait_for_step(process, tmp_path / "run", 2)
     # A scheduler may reach one process before the others: they all stop at the same step. It reaches workers as well.
     trainer = training_processes(process, num_processes)[-1]
-    for reached in (trainer, *trainer.children()):
-        reached.send_signal(signal.SIGTERM)
+    send_signal(signal.SIGTERM, trainer, *trainer.children())
     assert "Stopped by SIGTERM after step" in finish(process)
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert find_checkpoint(tmp_path / "run").name == f"step_{len(losses_of(tmp_path / 'run')):08d}"

@@ -12,7 +12,12 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from transformers import AutoModelForImageClassification, AutoProcessor
 
-from eval.bootstrap import auroc_interval, average_precision_interval
+from eval.bootstrap import (
+    auroc_interval,
+    average_precision_interval,
+    describe_bootstrap,
+    number_patients,
+)
 from eval.embeddings import evaluating
 from eval.protocol import (
     RunOptions,
@@ -27,7 +32,7 @@ from modeling_alta.configuration_alta import VIEW_NAMES
 from processing.batches.label_batch import UNLABELLED_AS
 
 
-PROTOCOL = {"name": "classification", "version": "1.0"}
+PROTOCOL = {"name": "classification", "version": "1.1"}
 CHANCE_AUROC = 0.5
 
 
@@ -70,6 +75,7 @@ def classification_metrics(
     unlabelled: str = "left_out",
     bootstrap_samples: int = 1000,
     seed: int = 0,
+    patients: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """
     AUROC and average precision of every label that has both a positive and a negative study, and their macro means.
@@ -80,27 +86,31 @@ def classification_metrics(
         labels (sequence of `str` sequences): the labels of every study.
         unlabelled (`str`): a study without any label was not labelled, `"left_out"`, or has none of the labels,
             `"negative"`; what was chosen in training, see [`processing.batches.label_batch.LabelledStudies`].
-        bootstrap_samples, seed (`int`): of the 95 % intervals over the studies.
+        bootstrap_samples, seed (`int`): of the 95 % intervals.
+        patients (sequence of `str`, *optional*): the patient of every study, who is drawn as a whole for the
+            intervals. By default studies are drawn.
 
     Returns:
         `dict`: `studies` and `unlabelled` (numbers of studies used and left out), `labels` (label to `auroc` and
         `average_precision`, each with `value`, `chance`, which of the average precision is the share of positives,
-        and `ci95`, `None` with too few studies, see [`eval.bootstrap.auroc_interval`]; and `positives`, `negatives`),
+        and `ci95`, `None` with too few patients, see [`eval.bootstrap.auroc_interval`]; and `positives`, `negatives`),
         `macro_auroc` and `macro_average_precision` (`value`, `chance`, `labels`) or `None`, `not_evaluated` (label to
         reason) and `bootstrap`.
 
     Raises:
-        ValueError: scores of another shape or not finite, no labelled study, an unknown `unlabelled`.
+        ValueError: scores of another shape or not finite, no labelled study, an unknown `unlabelled`, patients of
+            another number or without a name.
     """
     scores = _checked(scores, len(labels), len(names))
     truth, is_labelled = _truth(names, labels, unlabelled)
+    numbers = number_patients(patients, len(labels))[is_labelled]
     scores, truth = scores[is_labelled], truth[is_labelled]
     results, reasons = {}, _without_output(names, labels)
     for name, values, positive in zip(names, scores.T, truth.T, strict=True):
         if positive.all() or not positive.any():
             reasons[name] = f"every study of the split is {'positive' if positive.all() else 'negative'}"
         else:
-            results[name] = _label_result(values, positive, bootstrap_samples, seed)
+            results[name] = _label_result(values, positive, numbers, bootstrap_samples, seed)
     return {
         "studies": len(truth),
         "unlabelled": len(labels) - len(truth),
@@ -108,7 +118,7 @@ def classification_metrics(
         "macro_auroc": _macro([result["auroc"] for result in results.values()]),
         "macro_average_precision": _macro([result["average_precision"] for result in results.values()]),
         "not_evaluated": reasons,
-        "bootstrap": {"samples": bootstrap_samples, "seed": seed, "unit": "study"},
+        "bootstrap": describe_bootstrap(patients, numbers, bootstrap_samples, seed),
     }
 
 
@@ -143,17 +153,19 @@ def _without_output(names: Sequence[str], labels: Sequence[Sequence[str] | None]
     return {label: "the model has no output for it" for label in present if label not in names}
 
 
-def _label_result(scores: np.ndarray, truth: np.ndarray, bootstrap_samples: int, seed: int) -> dict[str, Any]:
+def _label_result(
+    scores: np.ndarray, truth: np.ndarray, patients: np.ndarray, bootstrap_samples: int, seed: int
+) -> dict[str, Any]:
     return {
         "auroc": {
             "value": float(roc_auc_score(truth, scores)),
             "chance": CHANCE_AUROC,
-            "ci95": auroc_interval(scores, truth, bootstrap_samples, seed),
+            "ci95": auroc_interval(scores, truth, bootstrap_samples, seed, patients),
         },
         "average_precision": {
             "value": float(average_precision_score(truth, scores)),
             "chance": float(truth.mean()),
-            "ci95": average_precision_interval(scores, truth, bootstrap_samples, seed),
+            "ci95": average_precision_interval(scores, truth, bootstrap_samples, seed, patients),
         },
         "positives": int(truth.sum()),
         "negatives": int((~truth).sum()),
@@ -179,7 +191,7 @@ def evaluate_classification(
 
     Args:
         model (`AltaForImageClassification`), processor (`AltaProcessor`): what classifies.
-        records (`datasets.Dataset`): study records; `study_id`, the views and `labels` are read.
+        records (`datasets.Dataset`): study records; `study_id`, `patient_id`, the views and `labels` are read.
         options ([`eval.protocol.RunOptions`]): names, batch size and bootstrap.
         unlabelled (`str`): see [`classification_metrics`].
 
@@ -191,7 +203,8 @@ def evaluate_classification(
     scores = classify_studies(model, processor, records, options.batch_size)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
-    results = classification_metrics(scores, names, list(records["labels"]), unlabelled, **options.bootstrap)
+    labels, patients = list(records["labels"]), list(records["patient_id"])
+    results = classification_metrics(scores, names, labels, unlabelled, patients=patients, **options.bootstrap)
     return run | {"results": results}
 
 

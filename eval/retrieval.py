@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from eval.bootstrap import share_interval
+from eval.bootstrap import describe_bootstrap, number_patients, share_interval
 from eval.embeddings import embed_studies, embed_texts
 from eval.protocol import (
     RunOptions,
@@ -26,7 +26,7 @@ from eval.protocol import (
 from eval.recall_at_k.recall_at_k import chance_median_rank, chance_recall, check_cutoffs, pair_ranks
 
 
-PROTOCOL = {"name": "report_retrieval", "version": "1.0"}
+PROTOCOL = {"name": "report_retrieval", "version": "1.1"}
 CUTOFFS = (1, 5, 10)
 QUERIES_PER_CHUNK = 1024
 
@@ -38,6 +38,7 @@ def retrieval_metrics(
     k: Sequence[int] = CUTOFFS,
     bootstrap_samples: int = 1000,
     seed: int = 0,
+    patients: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """
     Recall@K and median rank in both directions, each beside the level of a random ranking.
@@ -47,14 +48,18 @@ def retrieval_metrics(
         text_embeds (`torch.FloatTensor` of shape `(num_studies, projection_dim)`): one embedding per report.
         reports (sequence of `str`): the reports; those that differ in white space only are identical.
         k (sequence of `int`): the cut-offs.
-        bootstrap_samples, seed (`int`): of the 95 % intervals over the queries.
+        bootstrap_samples, seed (`int`): of the 95 % intervals.
+        patients (sequence of `str`, *optional*): the patient of every study, who is drawn as a whole for the
+            intervals; a report of several studies is of the patient of the first. By default studies are drawn.
 
     Returns:
         `dict`: `studies`, `distinct_reports`, `bootstrap`, and `text_to_image` and `image_to_text`, each with
-        `queries`, `candidates`, `recall_at_<k>` (`value`, `chance`, `ci95`) and `median_rank` (`value`, `chance`).
+        `queries`, `candidates`, `recall_at_<k>` (`value`, `chance`, `ci95`, see [`eval.bootstrap.share_interval`]) and
+        `median_rank` (`value`, `chance`).
 
     Raises:
-        ValueError: shapes or lengths that do not fit, an embedding that is not finite, a bad cut-off, an empty report.
+        ValueError: shapes or lengths that do not fit, an embedding that is not finite, a bad cut-off, an empty report,
+            patients of another number or without a name.
     """
     check_cutoffs(k)
     check_reports(reports)
@@ -63,13 +68,15 @@ def retrieval_metrics(
     first = [studies[0] for studies in studies_of]
     text_of = {study: text for text, studies in enumerate(studies_of) for study in studies}
     images, texts = _unit(image_embeds), _unit(text_embeds)[first]
+    numbers = number_patients(patients, len(reports))
     options = {"k": k, "bootstrap_samples": bootstrap_samples, "seed": seed}
+    text_of_study = [[text_of[study]] for study in range(len(reports))]
     return {
         "studies": len(reports),
         "distinct_reports": len(studies_of),
-        "bootstrap": {"samples": bootstrap_samples, "seed": seed, "unit": "query"},
-        "text_to_image": _direction(texts, images, studies_of, **options),
-        "image_to_text": _direction(images, texts, [[text_of[study]] for study in range(len(reports))], **options),
+        "bootstrap": describe_bootstrap(patients, numbers, bootstrap_samples, seed),
+        "text_to_image": _direction(texts, images, studies_of, numbers[first], **options),
+        "image_to_text": _direction(images, texts, text_of_study, numbers, **options),
     }
 
 
@@ -116,6 +123,7 @@ def _direction(
     queries: torch.Tensor,
     candidates: torch.Tensor,
     right: list[list[int]],
+    patients: np.ndarray,
     k: Sequence[int],
     bootstrap_samples: int,
     seed: int,
@@ -128,7 +136,7 @@ def _direction(
         results[f"recall_at_{cutoff}"] = {
             "value": float(hits.mean()),
             "chance": chance_recall(*sizes, cutoff),
-            "ci95": share_interval(hits, bootstrap_samples, seed),
+            "ci95": share_interval(hits, bootstrap_samples, seed, patients),
         }
     return results | {"median_rank": {"value": float(np.median(ranks)), "chance": chance_median_rank(*sizes)}}
 
@@ -154,7 +162,7 @@ def evaluate_retrieval(
 
     Args:
         model (`AltaModel`), processor (`AltaProcessor`): what encodes.
-        records (`datasets.Dataset`): study records; `study_id`, the views and `report` are read.
+        records (`datasets.Dataset`): study records; `study_id`, `patient_id`, the views and `report` are read.
         options ([`eval.protocol.RunOptions`]): names, batch size and bootstrap.
 
     Returns:
@@ -168,7 +176,8 @@ def evaluate_retrieval(
     image_embeds = embed_studies(model, processor, records, options.batch_size)
     text_embeds = embed_texts(model, processor, reports)
     run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
-    results = retrieval_metrics(image_embeds, text_embeds, reports, **options.bootstrap)
+    patients = list(records["patient_id"])
+    results = retrieval_metrics(image_embeds, text_embeds, reports, patients=patients, **options.bootstrap)
     return run | {"results": results}
 
 

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
-from eval.bootstrap import auroc_interval
+from eval.bootstrap import auroc_interval, describe_bootstrap, number_patients
 from eval.embeddings import embed_studies, embed_texts
 from eval.prompts import PromptSet, load_prompts
 from eval.protocol import (
@@ -27,7 +27,7 @@ from eval.protocol import (
 )
 
 
-PROTOCOL = {"name": "zero_shot_prompt_pairs", "version": "1.0"}
+PROTOCOL = {"name": "zero_shot_prompt_pairs", "version": "1.1"}
 CHANCE_AUROC = 0.5
 
 
@@ -93,6 +93,7 @@ def zero_shot_metrics(
     labels: Sequence[Sequence[str]],
     bootstrap_samples: int = 1000,
     seed: int = 0,
+    patients: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """
     AUROC of every label that has both a positive and a negative study, and their macro mean.
@@ -101,20 +102,24 @@ def zero_shot_metrics(
         scores (`dict` of `str` to a sequence of `float`): label to one score per study.
         labels (sequence of `str` sequences or `None`): the labels of every study. A study with none was not labelled:
             it is left out, not taken as a negative of everything.
-        bootstrap_samples, seed (`int`): of the 95 % intervals over the studies.
+        bootstrap_samples, seed (`int`): of the 95 % intervals.
+        patients (sequence of `str`, *optional*): the patient of every study, who is drawn as a whole for the
+            intervals. By default studies are drawn.
 
     Returns:
         `dict`: `studies` and `unlabelled` (numbers of studies used and left out), `labels` (label to `auroc` with
-        `value`, `chance`, `ci95`, `None` with too few studies, see [`eval.bootstrap.auroc_interval`]; and `positives`,
-        `negatives`), `macro_auroc` (`value`, `chance`, `labels`) or `None`, `not_evaluated` (label to
+        `value`, `chance`, `ci95`, `None` with too few patients, see [`eval.bootstrap.auroc_interval`]; and
+        `positives`, `negatives`), `macro_auroc` (`value`, `chance`, `labels`) or `None`, `not_evaluated` (label to
         reason) and `bootstrap`.
 
     Raises:
-        ValueError: no labelled study, a label with another number of scores, or a score that is not finite.
+        ValueError: no labelled study, a label with another number of scores, a score that is not finite, or patients
+            of another number or without a name.
     """
     labels = [present or () for present in labels]
     check_labels(labels)
     labelled = np.flatnonzero([len(present) > 0 for present in labels])
+    numbers = number_patients(patients, len(labels))[labelled]
     results, reasons = {}, _without_prompts(scores, labels)
     for label, values in scores.items():
         values = _checked(label, values, len(labels))[labelled]
@@ -122,14 +127,14 @@ def zero_shot_metrics(
         if truth.all() or not truth.any():
             reasons[label] = f"every study of the split is {'positive' if truth.all() else 'negative'}"
         else:
-            results[label] = _label_result(values, truth, bootstrap_samples, seed)
+            results[label] = _label_result(values, truth, numbers, bootstrap_samples, seed)
     return {
         "studies": int(labelled.size),
         "unlabelled": len(labels) - int(labelled.size),
         "labels": results,
         "macro_auroc": _macro([result["auroc"]["value"] for result in results.values()]),
         "not_evaluated": reasons,
-        "bootstrap": {"samples": bootstrap_samples, "seed": seed, "unit": "study"},
+        "bootstrap": describe_bootstrap(patients, numbers, bootstrap_samples, seed),
     }
 
 
@@ -148,8 +153,10 @@ def _checked(label: str, scores: Sequence[float], num_studies: int) -> np.ndarra
     return scores
 
 
-def _label_result(scores: np.ndarray, truth: np.ndarray, bootstrap_samples: int, seed: int) -> dict[str, Any]:
-    interval = auroc_interval(scores, truth, bootstrap_samples, seed)
+def _label_result(
+    scores: np.ndarray, truth: np.ndarray, patients: np.ndarray, bootstrap_samples: int, seed: int
+) -> dict[str, Any]:
+    interval = auroc_interval(scores, truth, bootstrap_samples, seed, patients)
     auroc = {"value": float(roc_auc_score(truth, scores)), "chance": CHANCE_AUROC, "ci95": interval}
     return {"auroc": auroc, "positives": int(truth.sum()), "negatives": int((~truth).sum())}
 
@@ -172,7 +179,7 @@ def evaluate_zero_shot(
 
     Args:
         model (`AltaModel`), processor (`AltaProcessor`): what encodes.
-        records (`datasets.Dataset`): study records; `study_id`, the views and `labels` are read.
+        records (`datasets.Dataset`): study records; `study_id`, `patient_id`, the views and `labels` are read.
         prompts ([`eval.prompts.PromptSet`]): the prompts of every label.
         options ([`eval.protocol.RunOptions`]): names, batch size and bootstrap.
 
@@ -188,7 +195,8 @@ def evaluate_zero_shot(
     scores = prompt_scores(embed_studies(model, processor, records, options.batch_size), text_embeds, prompts)
     run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
     prompt_set = {"name": prompts.name, "version": prompts.version, "sha256": prompts.sha256}
-    results = zero_shot_metrics(scores, list(records["labels"]), **options.bootstrap)
+    patients = list(records["patient_id"])
+    results = zero_shot_metrics(scores, list(records["labels"]), patients=patients, **options.bootstrap)
     return run | {"prompts": prompt_set, "results": results}
 
 

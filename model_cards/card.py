@@ -196,7 +196,14 @@ def _numbers(figure: dict[str, Any]) -> list[float]:
 def _where(run: dict[str, Any]) -> str:
     protocol = f"{run['protocol']['name']} {run['protocol']['version']}"
     studies = f"{run['n']} studies, SHA-256 of their ids `{run.get('study_ids_sha256', NOT_MEASURED)}`"
-    return f"Protocol {protocol}; records `{run['records']}`, split `{run['split']}`, {studies}."
+    source = f"model `{run.get('model', NOT_MEASURED)}`; records `{run['records']}`, split `{run['split']}`, {studies}"
+    return f"Protocol {protocol}; {source}. {_drawn(run['results'].get('bootstrap', {}))}"
+
+
+def _drawn(bootstrap: dict[str, Any]) -> str:
+    """Whose resamples the intervals are of; what protocols before 1.1 wrote does not count them."""
+    units = f", {bootstrap['units']} of them" if "units" in bootstrap else ""
+    return f"Unit of the intervals: {bootstrap.get('unit', NOT_MEASURED)}{units}."
 
 
 def _retrieval_table(metrics: dict[str, Any]) -> dict[str, Any] | None:

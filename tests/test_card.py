@@ -24,13 +24,13 @@ HEAD = {
 }
 
 
-ZERO_SHOT = {"name": "zero_shot_prompt_pairs", "version": "1.0"}
+ZERO_SHOT = {"name": "zero_shot_prompt_pairs", "version": "1.1"}
 
 
 @pytest.fixture
 def metrics():
     images, texts = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
-    retrieval = retrieval_metrics(images, texts, list("abcd"), k=[1], bootstrap_samples=50)
+    retrieval = retrieval_metrics(images, texts, list("abcd"), k=[1], patients=list("ppqr"), bootstrap_samples=50)
     labels = [["ARDS"], ["ARDS"], ["No Finding"], ["No Finding"]]
     zero_shot = zero_shot_metrics({"ARDS": [0.9, 0.4, 0.5, 0.1]}, labels, bootstrap_samples=50)
     prompts = {"name": "covid_cxr", "version": "1.0", "sha256": "ef" * 32}
@@ -38,7 +38,7 @@ def metrics():
         "run": {"recipe": "demo", "steps": 1200, "seed": 20240},
         "parameters": {"total": 242177854, "trainable": 18333502, "trainable_share": 0.0757026},
         "training": {"loss": 9.87654},
-        "retrieval": HEAD | {"protocol": {"name": "report_retrieval", "version": "1.0"}, "results": retrieval},
+        "retrieval": HEAD | {"protocol": {"name": "report_retrieval", "version": "1.1"}, "results": retrieval},
         "zero_shot": HEAD | {"protocol": ZERO_SHOT, "prompts": prompts, "results": zero_shot},
         "records": {"records": 34, "with_prior": 9, "excluded": {"no frontal": 3}},
         "overlap": {"benchmark": "rsna", "exact_images": {"count": 0, "share": 0.0, "examples": []}},
@@ -59,6 +59,8 @@ def test_card_holds_the_figures_of_the_run(metrics):
     ):
         assert row in text, row
     assert "not measured" not in text.lower()
+    assert "Protocol report_retrieval 1.1; model `alta`; records `covid_cxr`, split `test`, 4 studies" in text
+    assert "Unit of the intervals: patient, 3 of them." in text and "Unit of the intervals: study, 4 of them." in text
 
 
 def test_figures_of_another_run_change_the_card(metrics):
@@ -76,7 +78,7 @@ def test_label_without_a_figure_is_named_with_its_reason(metrics):
 def test_card_of_a_classifier_tells_how_to_use_one_and_holds_its_figures():
     labels = [["ARDS"], ["ARDS"], ["No Finding"], ["No Finding"]]
     results = classification_metrics([[0.9], [0.4], [0.5], [0.1]], ["ARDS"], labels, bootstrap_samples=50)
-    run = HEAD | {"protocol": {"name": "classification", "version": "1.0"}, "results": results}
+    run = HEAD | {"protocol": {"name": "classification", "version": "1.1"}, "results": results}
     card = build_card({"classification": run}, model_id="tester/classifier")
     text = str(card)
     assert "| ARDS | 0.750 | 0.500 |" in text and "| 0.833 | 0.500 |" in text

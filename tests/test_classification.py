@@ -89,6 +89,19 @@ def test_enough_studies_have_intervals_that_hold_the_figures():
         assert 0 < low < result[name]["value"] < high < 1
 
 
+def test_intervals_are_over_the_patients_of_the_labelled_studies():
+    # Five patients with each class of 15, and a sixth whose studies nobody labelled.
+    labels = [[], [], *[["Edema"], ["No Finding"], ["No Finding"]] * 5]
+    patients = ["p5", "p5", *(f"p{study // 3}" for study in range(15))]
+    scores = [[0.0], [0.0], *([study * 7 % 15] for study in range(15))]
+    results = classification_metrics(scores, ["Edema"], labels, bootstrap_samples=50, patients=patients)
+    assert results["bootstrap"] == {"samples": 50, "seed": 0, "unit": "patient", "units": 5}
+    assert all(results["labels"]["Edema"][name]["ci95"] for name in ("auroc", "average_precision"))
+    patients[-3:] = ["p0"] * 3
+    results = classification_metrics(scores, ["Edema"], labels, bootstrap_samples=50, patients=patients)
+    assert not any(results["labels"]["Edema"][name]["ci95"] for name in ("auroc", "average_precision"))
+
+
 @pytest.mark.parametrize(
     ("scores", "labels", "unlabelled", "message"),
     [
@@ -126,8 +139,9 @@ def test_evaluation_of_records_tells_what_was_measured():
     results = evaluate_classification(
         make_classifier(), make_processor(), records, RunOptions("tester/c", "tester/r", "test")
     )
-    assert results["protocol"] == {"name": "classification", "version": "1.0"}
+    assert results["protocol"] == {"name": "classification", "version": "1.1"}
     assert (results["model"], results["n"]) == ("tester/c", 4)
+    assert results["results"]["bootstrap"]["unit"] == "patient"
     assert results["results"]["not_evaluated"] == {"Device": "the model has no output for it"}
 
 

@@ -71,6 +71,36 @@ def test_random_embeddings_stay_at_their_chance_level():
     assert figure["ci95"][0] <= figure["chance"] == 10 / 400 <= figure["ci95"][1]
 
 
+def test_intervals_are_over_the_patients_of_the_queries():
+    # Every second of 50 patients is always found: 1.96 * sqrt(0.25 / 50) = 0.139 to either side, with 8 studies each.
+    generator = torch.Generator().manual_seed(0)
+    images = torch.eye(400)
+    texts = torch.where(torch.arange(400)[:, None] // 8 % 2 == 0, images, torch.randn(400, 400, generator=generator))
+    reports, patients = [str(index) for index in range(400)], [f"p{index // 8}" for index in range(400)]
+    results = retrieval_metrics(images, texts, reports, k=[1], patients=patients)
+    for direction in ("text_to_image", "image_to_text"):
+        low, high = results[direction]["recall_at_1"]["ci95"]
+        assert 0.2 < high - low < 0.36
+    low, high = retrieval_metrics(images, texts, reports, k=[1])["text_to_image"]["recall_at_1"]["ci95"]
+    assert high - low < 0.12
+
+
+def test_a_report_of_several_patients_is_a_query_of_the_first():
+    # Of ten texts one is wrong, and it is of a patient with four others: drawn twice, all five count twice.
+    images, texts = torch.eye(10), torch.eye(10)[[1, 0, *range(2, 10)]]
+    reports = [str(index) for index in range(10)]
+    patients = ["p", "p", *"abcdefgh"]
+    alone = retrieval_metrics(images, texts, reports, k=[1], patients=patients)["text_to_image"]
+    again = retrieval_metrics(
+        torch.cat([images, images[:2]]),
+        torch.cat([texts, texts[:2]]),
+        [*reports, "0", "1"],
+        k=[1],
+        patients=[*patients, "a", "b"],
+    )["text_to_image"]
+    assert alone["recall_at_1"]["ci95"] == again["recall_at_1"]["ci95"]
+
+
 def test_chunks_of_queries_do_not_change_the_ranks(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images, texts = torch.randn(10, 4, generator=generator), torch.randn(10, 4, generator=generator)
@@ -105,8 +135,8 @@ def test_bad_embeddings_are_named(images, texts, reports, message):
 
 RECORDS = Dataset.from_list(
     [
-        {"study_id": "s1", "current_frontal": [1.0, 0.0], "prior_frontal": None, "report": "1 0"},
-        {"study_id": "s2", "current_frontal": [0.0, 1.0], "prior_frontal": None, "report": "0 1"},
+        {"study_id": "s1", "patient_id": "p1", "current_frontal": [1.0, 0.0], "prior_frontal": None, "report": "1 0"},
+        {"study_id": "s2", "patient_id": "p1", "current_frontal": [0.0, 1.0], "prior_frontal": None, "report": "0 1"},
     ]
 )
 
@@ -115,8 +145,9 @@ def test_evaluation_of_records_says_what_was_measured():
     results = evaluate_retrieval(
         FakeModel(), FakeProcessor(), RECORDS, RunOptions("tester/alta", "tester/records", "test")
     )
-    assert results["protocol"] == {"name": "report_retrieval", "version": "1.0"}
+    assert results["protocol"] == {"name": "report_retrieval", "version": "1.1"}
     assert (results["n"], results["split"], results["records"]) == (2, "test", "tester/records")
+    assert results["results"]["bootstrap"] == {"samples": 1000, "seed": 0, "unit": "patient", "units": 1}
     assert results["results"]["text_to_image"]["recall_at_1"]["value"] == 1.0
 
 

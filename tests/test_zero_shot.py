@@ -112,10 +112,22 @@ def test_bad_scores_are_named(scores, labels, message):
         zero_shot_metrics({"Edema": scores}, labels)
 
 
+def test_intervals_are_over_the_patients_of_the_labelled_studies():
+    # Five patients with each class of 15, and a sixth whose studies nobody labelled.
+    labels = [[], [], *[["Edema"], ["No Finding"], ["No Finding"]] * 5]
+    patients = ["p5", "p5", *(f"p{study // 3}" for study in range(15))]
+    scores = {"Edema": [0.0, 0.0, *(study * 7 % 15 for study in range(15))]}
+    results = zero_shot_metrics(scores, labels, 50, patients=patients)
+    assert results["bootstrap"] == {"samples": 50, "seed": 0, "unit": "patient", "units": 5}
+    assert results["labels"]["Edema"]["auroc"]["ci95"] is not None
+    patients[-3:] = ["p0"] * 3
+    assert zero_shot_metrics(scores, labels, 50, patients=patients)["labels"]["Edema"]["auroc"]["ci95"] is None
+
+
 RECORDS = Dataset.from_list(
     [
-        {"study_id": "s1", "current_frontal": [1.0, 0.0], "labels": ["Edema"]},
-        {"study_id": "s2", "current_frontal": [0.0, 1.0], "labels": ["No Finding"]},
+        {"study_id": "s1", "patient_id": "p1", "current_frontal": [1.0, 0.0], "labels": ["Edema"]},
+        {"study_id": "s2", "patient_id": "p2", "current_frontal": [0.0, 1.0], "labels": ["No Finding"]},
     ]
 )
 
@@ -135,6 +147,7 @@ def test_evaluation_of_records_names_the_prompts_and_the_split(prompt_file):
     )
     assert results["prompts"] == {"name": "toy", "version": "2.0", "sha256": prompts.sha256}
     assert results["results"]["labels"]["Edema"]["auroc"]["value"] == 1.0
+    assert results["results"]["bootstrap"] == {"samples": 1000, "seed": 0, "unit": "patient", "units": 2}
     assert results["results"]["not_evaluated"] == {"No Finding": "the prompt set has no prompt for it"}
 
 

@@ -26,6 +26,7 @@ from eval.protocol import (
     describe_run,
     load_records,
     protocol_parser,
+    untrained_parameters,
     write_json,
 )
 from modeling_alta.configuration_alta import VIEW_NAMES
@@ -220,7 +221,7 @@ def load_classifier(name: str, device: str = "cpu") -> tuple[Any, Any]:
     except (OSError, RuntimeError, ValueError) as error:  # a RuntimeError: an adapter over a base of other labels
         raise ValueError(f"`model` must be a Hub folder or a Hub id of a classifier, got {name!r}: {error}") from error
     # Of an adapter that aligns a base with reports nothing is missing, but its text tower is left over.
-    missing, left_over = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    missing, left_over = untrained_parameters(model, info), sorted(info["unexpected_keys"])
     if missing or left_over:
         raise ValueError(
             f"`model` must be a trained classifier, got {name!r} without {missing[:2]} and with {left_over[:2]}."

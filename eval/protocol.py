@@ -108,7 +108,7 @@ def load_model(name: str, device: str = "cpu") -> tuple[Any, Any]:
             f"`model` must be a Hub folder or a Hub id of an ALTA model, got {name!r}: {error}"
         ) from error
     # An adapter that makes a base a classifier lacks nothing, but its classifier is left over.
-    missing, left_over = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    missing, left_over = untrained_parameters(model, info), sorted(info["unexpected_keys"])
     if missing or left_over:
         raise ValueError(
             f"`model` must be an aligned model, got {name!r} without {missing[:2]} and with {left_over[:2]}."
@@ -116,6 +116,26 @@ def load_model(name: str, device: str = "cpu") -> tuple[Any, Any]:
     if not getattr(model, "peft_config", None):
         model = fold_adapters(model.eval())
     return model.to(device).eval(), processor
+
+
+def untrained_parameters(model: Any, info: dict[str, Any]) -> list[str]:
+    """
+    Parameters that hold what the start drew by chance, since no file has them.
+
+    Args:
+        model (`PreTrainedModel`): as `from_pretrained` gave it, full or adapters over a base.
+        info (`dict`): the loading info that came with it: of adapters it tells nothing about their base.
+
+    Returns:
+        `list` of `str`: names in order; of a base without adapters those that no adapter has a copy of.
+    """
+    missing = set(info["missing_keys"])
+    for config in getattr(model, "peft_config", {}).values():
+        base = {"revision": config.revision, "device_map": "meta", "output_loading_info": True}
+        _, of_base = type(model).from_pretrained(config.base_model_name_or_path, **base)
+        copies = [f".{saved}." for saved in config.modules_to_save or ()]
+        missing |= {name for name in of_base["missing_keys"] if not any(copy in f".{name}" for copy in copies)}
+    return sorted(missing)
 
 
 def load_records(path: str, split: str) -> Any:
@@ -197,5 +217,6 @@ __all__ = [
     "preprocessing_sha256",
     "protocol_parser",
     "study_ids_sha256",
+    "untrained_parameters",
     "write_json",
 ]

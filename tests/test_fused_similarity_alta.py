@@ -74,6 +74,26 @@ def test_kernels_add_no_more_error_than_half_precision_has(differences):
     assert similarity < 1e-4 and max(words, patches) < 1e-3
 
 
+@pytest.mark.parametrize("name", ["_forward_kernel", "_words_kernel", "_patches_kernel"])
+def test_kernels_compile_for_an_a100_within_the_memory_they_ask_for(name, tmp_path, monkeypatch):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+
+    from modeling_alta import fused_similarity_alta
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(fused_similarity_alta, name)
+    largest = torch.empty(1, fused_similarity_alta.MAX_WORDS, max(fused_similarity_alta.EMBEDDING_SIZES))
+    sizes = fused_similarity_alta._constants(largest)
+    options = {"num_warps": sizes.pop("num_warps")}
+    pointers = {"words": "*bf16", "patches": "*bf16", "word_counts": "*i32", "patch_counts": "*i32"}
+    numbers = dict.fromkeys(("num_reports", "num_studies", "num_words", "num_patches"), "i32")
+    types = pointers | numbers | dict.fromkeys(sizes, "constexpr")
+    source = triton.compiler.ASTSource(kernel, {name: types.get(name, "*fp32") for name in kernel.arg_names}, sizes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
+    assert 0 < compiled.metadata.shared <= fused_similarity_alta.SHARED_MEMORY
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("num_words", "num_patches"), [(127, 392), (40, 98)])
 def test_on_a_gpu_bfloat16_embeddings_take_the_kernels_and_stay_near_float64(num_words, num_patches):

@@ -138,6 +138,14 @@ def zero_shot_metrics(
     }
 
 
+def check_prompted(prompts: PromptSet, labels: Sequence[Sequence[str] | None]) -> None:
+    """Raise a `ValueError` unless a study has a label that the prompts tell of."""
+    check_labels(labels)
+    present = sorted({label for study in labels for label in study or ()})
+    if not prompts.labels.keys() & set(present):
+        raise ValueError(f"`prompts` must have a label of the records, {present}, got {list(prompts.labels)}.")
+
+
 def _without_prompts(scores: dict[str, Any], labels: Sequence[Sequence[str]]) -> dict[str, str]:
     present = sorted({label for study in labels for label in study})
     return {label: "the prompt set has no prompt for it" for label in present if label not in scores}
@@ -188,9 +196,9 @@ def evaluate_zero_shot(
         `results`, what [`zero_shot_metrics`] returns.
 
     Raises:
-        ValueError: no study has a label.
+        ValueError: no study has a label, or none that has a prompt.
     """
-    check_labels(list(records["labels"]))
+    check_prompted(prompts, list(records["labels"]))
     text_embeds = embed_texts(model, processor, prompts.texts)
     scores = prompt_scores(embed_studies(model, processor, records, options.batch_size), text_embeds, prompts)
     run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
@@ -207,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     with argument_errors(parser):
         prompts = load_prompts(args.prompts)
         records = load_records(args.records, args.split)
-        check_labels(list(records["labels"]))
+        check_prompted(prompts, list(records["labels"]))
         model, processor = load_model(args.model, args.device)
     results = evaluate_zero_shot(model, processor, records, prompts, RunOptions.from_arguments(args))
     write_json(results, args.output)
@@ -217,4 +225,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["evaluate_zero_shot", "prompt_scores", "zero_shot_metrics", "zero_shot_scores"]
+__all__ = ["check_prompted", "evaluate_zero_shot", "prompt_scores", "zero_shot_metrics", "zero_shot_scores"]

@@ -44,7 +44,8 @@ def build_card(
     Args:
         metrics (`dict`): any of `run`, `parameters`, `training`, `validation`, `retrieval`, `zero_shot`,
             `classification`, `records`, `overlap` and `preprocessing_sha256`; `retrieval`, `zero_shot` and
-            `classification` as the commands of `eval` write them. With `classification` the card is a classifier's.
+            `classification` as the commands of `eval` write them. With `classification`, or a `run` of the stage
+            `classify`, the card is a classifier's.
         model_id (`str`): Hub id of the repository, for the snippets.
         kind (`str`): `"full"` for a full model, `"adapter"` for an adapter repository.
         base_model (`str`, *optional*): Hub id of the frozen base; an adapter needs it.
@@ -68,12 +69,18 @@ def build_card(
         title=title or model_id.rsplit("/", 1)[-1],
         model_id=model_id,
         kind=kind,
-        auto_class="AutoModelForImageClassification" if metrics.get("classification") else "AutoModel",
+        auto_class="AutoModelForImageClassification" if _is_classifier(metrics) else "AutoModel",
+        is_classifier=_is_classifier(metrics),
         base_model=base_model,
         data_terms=data_terms or "Terms of the data: not stated.",
         weights_terms=weights_terms or "not stated; those of the base weights and of the training data bind them",
         **_tables(metrics),
     )
+
+
+def _is_classifier(metrics: dict[str, Any]) -> bool:
+    recipe = (metrics.get("run") or {}).get("recipe")
+    return bool(metrics.get("classification")) or (isinstance(recipe, dict) and recipe.get("stage") == "classify")
 
 
 def _card_data(metrics: dict[str, Any], model_id: str, kind: str, **metadata: Any) -> ModelCardData:
@@ -84,7 +91,7 @@ def _card_data(metrics: dict[str, Any], model_id: str, kind: str, **metadata: An
         language="en",
         library_name="transformers",
         model_name=model_id if eval_results else None,
-        pipeline_tag="image-classification" if metrics.get("classification") else "zero-shot-image-classification",
+        pipeline_tag="image-classification" if _is_classifier(metrics) else "zero-shot-image-classification",
         tags=TAGS,
         **metadata,
     )
@@ -336,6 +343,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in PROTOCOLS:
         command = f"python -m eval.{name}"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="JSON", help=f"what `{command}` wrote of the model")
+    parser.add_argument("--overlap", metavar="JSON", help="what `python -m processing.overlap` wrote of the records")
     parser.add_argument("--output", required=True, type=Path, help="README.md to write")
     parser.add_argument("--model-id", default="alta", help="Hub id of the repository")
     parser.add_argument("--kind", choices=KINDS, default="full", help="full model or adapter repository")
@@ -350,12 +358,13 @@ def main(argv: list[str] | None = None) -> None:
     options = {name: getattr(args, name) for name in names}
     try:
         metrics = read_metrics(args.metrics)
-        metrics |= {name: read_metrics(path, name) for name in PROTOCOLS if (path := getattr(args, name))}
+        parts = ("overlap", *PROTOCOLS)
+        metrics |= {name: read_metrics(path, name) for name in parts if (path := getattr(args, name))}
         card = build_card(metrics, base_model=args.base, datasets=args.dataset, **options)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        card.save(args.output)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    card.save(args.output)
 
 
 if __name__ == "__main__":

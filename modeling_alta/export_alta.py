@@ -10,6 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 
 from .classification_alta import AltaForImageClassification
 from .configuration_alta import AltaConfig
@@ -150,13 +151,48 @@ def _move_up(folder: Path) -> None:
         folder.rmdir()
 
 
+def load_whole(model_class: type[PreTrainedModel], name: str, argument: str, adapter: str | None = None, **settings):
+    """
+    A model all of whose weights come from files, to be exported or trained over.
+
+    Args:
+        model_class (`type`): class of the model.
+        name (`str`): its folder or Hub id.
+        argument (`str`): what `name` is called where the user gives it.
+        adapter (`str`, *optional*): folder or Hub id of an adapter that will be put over it.
+        settings: fields of its config.
+
+    Raises:
+        ValueError: no model, an adapter repository, or a model of another class, which lacks weights that training
+            would draw by chance; an adapter over a model that has its adapters inside.
+    """
+    try:
+        if find_adapter_config_file(name):
+            raise ValueError(f"`{argument}` must be a full model or a base, got {name!r}, which is an adapter.")
+        model, info = model_class.from_pretrained(name, output_loading_info=True, **settings)
+    except OSError as error:
+        raise ValueError(f"`{argument}` must be the folder or Hub id of a model, got {name!r}: {error}") from error
+    missing = sorted(info["missing_keys"])
+    if missing and adapter is None:
+        raise ValueError(
+            f"`{argument}` must hold every weight of {model_class.__name__}, got {name!r} without {len(missing)} of "
+            f"them, such as {missing[0]}."
+        )
+    if adapter is not None and model.config.use_adapters:
+        raise ValueError(
+            f"`adapter` must be none over the full model {name!r}, which has its adapters inside, got {adapter!r}."
+        )
+    return model
+
+
 def load_for_export(model: str, adapter: str | None):
     """A full model from its folder, or from a base and an adapter over it, and its processor."""
     processor = AltaProcessor.from_pretrained(adapter or model)
     # A model without the parts of its training must not get new ones.
     architectures = AltaConfig.from_pretrained(model).architectures or []
     classes = {loaded_as.__name__: loaded_as for loaded_as in (AltaForPreTraining, AltaForImageClassification)}
-    loaded = next((classes[name] for name in architectures if name in classes), AltaModel).from_pretrained(model)
+    model_class = next((classes[name] for name in architectures if name in classes), AltaModel)
+    loaded = load_whole(model_class, model, "model", adapter)
     if adapter is None:
         return loaded, processor
     from peft import PeftModel
@@ -203,4 +239,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["build_processor", "export_adapter", "export_full", "push"]
+__all__ = ["build_processor", "export_adapter", "export_full", "load_whole", "push"]

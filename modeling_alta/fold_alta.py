@@ -55,8 +55,8 @@ def fold_adapters(model: AltaModel) -> "AltaFoldedModel":
     """
     if not isinstance(model, AltaModel) or any(hasattr(module, "base_layer") for module in model.modules()):
         raise ValueError(
-            "`model` must be an AltaModel without PEFT layers, which `merge_and_unload` gives, "
-            f"got {type(model).__name__}."
+            "`model` must be an AltaModel without PEFT layers, which `merge_and_unload` gives of what "
+            f"`PeftModel.from_pretrained(base, adapter)` loads, got {type(model).__name__}."
         )
     if model.training:
         raise ValueError("`model` must be in evaluation mode to be folded, got training mode: call `eval` first.")

@@ -61,7 +61,9 @@ class AltaProcessor(ProcessorMixin):
         """
         if images is None and text is None:
             raise ValueError("Either `images` or `text` must be passed, got None for both.")
-        merged = self._merge_kwargs(AltaProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        # A fast tokenizer is saved with the length of its last call, which is none of these texts' business.
+        settings = {name: value for name, value in self.tokenizer.init_kwargs.items() if name != "max_length"}
+        merged = self._merge_kwargs(AltaProcessorKwargs, tokenizer_init_kwargs=settings, **kwargs)
         data = {} if text is None else dict(self._tokenize(text, merged["text_kwargs"]))
         if images is not None:
             data.update(self.image_processor(images, **merged["images_kwargs"]))

@@ -8,6 +8,7 @@ holds the tokenizer and the weights in CXR-BERT's layout: what the conversion of
 """
 
 import argparse
+import sys
 from collections import Counter
 from pathlib import Path
 from statistics import fmean
@@ -242,4 +243,7 @@ __all__ = ["MASK_RATIO", "SPECIAL_TOKENS", "ReportEncoder", "parse_args", "pretr
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -7,18 +7,32 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 import yaml
+from peft import get_peft_config
 
 from modeling_alta import AltaConfig
 from modeling_alta.classification_alta import PROBLEM_TYPES
 from processing.batches.label_batch import UNLABELLED_AS
 
 
-AT_LEAST_ONE = (
-    *("batch_size", "gradient_accumulation_steps", "num_epochs"),
-    *("log_every", "keep_checkpoints", "validation_studies"),
-)
+AT_LEAST = {
+    "batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "num_epochs": 1,
+    "warmup_epochs": 0,
+    "num_workers": 0,
+    "seed": 0,
+    "log_every": 1,
+    "checkpoint_every": 0,
+    "keep_checkpoints": 1,
+    "validate_every": 0,
+    "validation_studies": 1,
+}
 STAGES = ("mrm", "alta", "adapt", "classify")
 TUNINGS = ("full", "adapter", "linear_probe")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be trained by, and why."""
 
 
 @dataclass
@@ -39,7 +53,7 @@ class TrainArguments:
             `classify` a full model, a base, or the `model/` of an `mrm` run.
         adapter (`str`): a trained adapter over `base`; `adapt` starts the new adapter as a copy of it.
         model (`dict`): fields of `AltaConfig`.
-        peft (`dict`): `peft_type` and fields of its PEFT config.
+        peft (`dict`): `peft_type`, by default `"ALTA_ADAPTER"`, and fields of its PEFT config; none with `adapter`.
         tuning (`str`): what trains in `classify`: `"full"`, `"adapter"` (by `peft`) or `"linear_probe"`.
         labels (`list[str]`): what `classify` tells apart, by default every label of the split in sorted order.
         problem_type (`str`): `"multi_label_classification"` or `"single_label_classification"`.
@@ -77,7 +91,7 @@ class TrainArguments:
             `macro_auroc` in `classify`, and `text_to_image_recall_at_5` else.
 
     Raises:
-        ValueError: for a value out of range, or stages that lack what starts them.
+        RecipeError: for a value out of range, or stages that lack what starts them.
     """
 
     stage: str
@@ -89,7 +103,7 @@ class TrainArguments:
     base: str | None = None
     adapter: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
-    peft: dict[str, Any] = field(default_factory=lambda: {"peft_type": "ALTA_ADAPTER"})
+    peft: dict[str, Any] = field(default_factory=dict)
     tuning: str = "adapter"
     labels: list[str] | None = None
     problem_type: str = "multi_label_classification"
@@ -131,18 +145,21 @@ class TrainArguments:
         _check_one_of("problem_type", self.problem_type, PROBLEM_TYPES)
         _check_one_of("unlabelled", self.unlabelled, UNLABELLED_AS)
         _check_one_of("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name, least in AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise RecipeError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if len(self.betas) != 2:
+            raise RecipeError(f"`betas` must be two numbers, got {self.betas}.")
         self._check_parts()
         if self.schedule_epochs < self.num_epochs:
-            raise ValueError(
+            raise RecipeError(
                 f"`schedule_epochs` must be at least `num_epochs` {self.num_epochs}, got {self.schedule_epochs}."
             )
         unknown = sorted(self.model.keys() - {setting.name for setting in fields(AltaConfig)})
         if unknown:
-            raise ValueError(f"`model` must hold fields of AltaConfig, got {unknown}.")
+            raise RecipeError(f"`model` must hold fields of AltaConfig, got {unknown}.")
         self._check_start()
+        self._check_peft()
 
     @property
     def parts_per_batch(self) -> int:
@@ -158,27 +175,40 @@ class TrainArguments:
         if self.micro_batch_size is None:
             return
         if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
-            raise ValueError(
+            raise RecipeError(
                 f"`micro_batch_size` must divide `batch_size` {self.batch_size}, got {self.micro_batch_size}."
             )
         if self.stage in ("mrm", "classify"):
-            raise ValueError(
+            raise RecipeError(
                 f"`micro_batch_size` is for contrast, which the stage {self.stage} has none of: take a smaller "
                 f"`batch_size` and `gradient_accumulation_steps` instead, got {self.micro_batch_size}."
             )
 
     def _check_start(self):
         if self.text_encoder is None and (self.stage == "mrm" or self.mrm is not None):
-            raise ValueError("`text_encoder` must be the folder of a vocabulary and a BERT, got none.")
+            raise RecipeError("`text_encoder` must be the folder of a vocabulary and a BERT, got none.")
         if self.stage == "alta" and (self.mrm is None) == (self.base is None):
-            raise ValueError(
+            raise RecipeError(
                 f"Either `mrm` or `base` must start the stage alta, and the other be null, got mrm={self.mrm} and "
                 f"base={self.base}."
             )
         if self.stage in ("adapt", "classify") and self.base is None:
-            raise ValueError(f"`base` must be the trained model that the stage {self.stage} starts from, got none.")
+            raise RecipeError(f"`base` must be the trained model that the stage {self.stage} starts from, got none.")
         if self.adapter is not None and self.base is None:
-            raise ValueError(f"`base` must be the model under `adapter` {self.adapter}, got none.")
+            raise RecipeError(f"`base` must be the model under `adapter` {self.adapter}, got none.")
+
+    def _check_peft(self):
+        if self.adapter is not None:
+            if self.peft:
+                raise RecipeError(f"`peft` must be empty where `adapter` {self.adapter} says it, got {self.peft}.")
+            return
+        self.peft = {"peft_type": "ALTA_ADAPTER", **self.peft}
+        try:
+            get_peft_config(dict(self.peft))
+        except KeyError as error:
+            raise RecipeError(f"`peft_type` of `peft` must be a method of PEFT, got {error}.") from error
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"`peft` must hold fields of its config, got {self.peft}: {error}") from error
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> TrainArguments:
@@ -190,14 +220,16 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> TrainArgumen
         overrides (sequence of `str`): `name=value`, where the value is YAML and a dotted name reaches into a mapping.
 
     Raises:
-        ValueError: for a file that is no recipe, a name that does not exist, or a value of another type.
+        RecipeError: for a file that is no recipe, a name that does not exist, or a value of another type.
     """
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"`path` must be a recipe in YAML, got {path}: {error}") from error
+        raise RecipeError(f"`path` must be a recipe in YAML, got {path}: {error}") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"`path` must be a recipe of `name: value` lines, got {path} with {type(settings).__name__}.")
+        raise RecipeError(
+            f"`path` must be a recipe of `name: value` lines, got {path} with {type(settings).__name__}."
+        )
     for override in overrides:
         _apply(settings, override)
     return build_arguments(settings)
@@ -207,30 +239,37 @@ def build_arguments(settings: Mapping[str, Any]) -> TrainArguments:
     """Checked arguments from plain values.
 
     Raises:
-        ValueError: for a name that does not exist, one that is missing, or a value of another type.
+        RecipeError: for a name that does not exist, one that is missing, or a value of another type.
     """
     known = {setting.name: setting for setting in fields(TrainArguments)}
     unknown = sorted(settings.keys() - known.keys())
     if unknown:
-        raise ValueError(f"A recipe must hold the keys {sorted(known)}, got {unknown}.")
+        raise RecipeError(f"A recipe must hold the keys {sorted(known)}, got {unknown}.")
     missing = [name for name in ("stage", "records", "output_dir") if settings.get(name) is None]
     if missing:
-        raise ValueError(f"A recipe must hold `stage`, `records` and `output_dir`, got none for {missing}.")
+        raise RecipeError(f"A recipe must hold `stage`, `records` and `output_dir`, got none for {missing}.")
     return TrainArguments(**{name: _convert(name, value, known[name].type) for name, value in settings.items()})
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:
     name, separator, value = override.partition("=")
     if not separator:
-        raise ValueError(f"`overrides` must have the form name=value, got {override!r}.")
+        raise RecipeError(f"`overrides` must have the form name=value, got {override!r}.")
     *parents, last = name.split(".")
     for parent in parents:
         settings = settings.setdefault(parent, {})
-    settings[last] = yaml.safe_load(value)
+        if not isinstance(settings, dict):
+            raise RecipeError(f"`{parent}` must be a mapping to have a field, got {settings!r} and {override!r}.")
+    try:
+        settings[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"`overrides` must have values in YAML, got {override!r}: {error}") from error
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
-    """The value in the type of its field; YAML reads `1e-4` as text and `1` as an integer."""
+    """The value in the type of its field; YAML reads `1e-4` as text, `1` as an integer and `no` as false."""
+    if name == "mixed_precision" and value is False:
+        return "no"
     may_be_none = isinstance(kind, UnionType)
     if value is None and may_be_none:
         return None
@@ -240,15 +279,15 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         try:
             return float(value)
         except ValueError as error:
-            raise ValueError(f"`{name}` must be a number, got {value!r}.") from error
+            raise RecipeError(f"`{name}` must be a number, got {value!r}.") from error
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise ValueError(f"`{name}` must be of type {expected.__name__}, got {value!r}.")
+        raise RecipeError(f"`{name}` must be of type {expected.__name__}, got {value!r}.")
     return value
 
 
 def _check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}.")
+        raise RecipeError(f"`{name}` must be one of {list(allowed)}, got {value!r}.")
 
 
-__all__ = ["STAGES", "TrainArguments", "build_arguments", "read_recipe"]
+__all__ = ["STAGES", "RecipeError", "TrainArguments", "build_arguments", "read_recipe"]

@@ -177,6 +177,27 @@ def test_command_adds_what_the_commands_of_eval_wrote(tmp_path, metrics):
     assert "text to image R@1" not in without
 
 
+def test_card_of_a_classifying_run_that_was_not_measured_is_a_classifiers():
+    card = build_card({"run": {"recipe": {"stage": "classify"}}})
+    assert card.data.pipeline_tag == "image-classification" and "AutoModelForImageClassification" in str(card)
+    assert "### Classification\n\nNot measured.\n" in str(card) and "zero-shot" not in str(card).lower()
+
+
+def test_command_adds_what_the_search_for_overlap_wrote(tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "overlap.json").write_text(json.dumps({"benchmark": "rsna", "benchmark_images": 4}))
+    command = ["--metrics", str(tmp_path / "metrics.json"), "--output", str(tmp_path / "README.md")]
+    main([*command, "--overlap", str(tmp_path / "overlap.json")])
+    assert "| benchmark | rsna |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_command_does_not_write_over_a_folder(tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(SystemExit) as stop:
+        main(["--metrics", str(tmp_path / "metrics.json"), "--output", str(tmp_path)])
+    assert stop.value.code == 2 and "Is a directory" in capsys.readouterr().err
+
+
 def test_command_names_a_missing_metrics_file(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--metrics", "nowhere.json", "--output", str(tmp_path / "README.md")])

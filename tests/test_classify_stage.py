@@ -34,6 +34,12 @@ def test_labels_of_the_recipe_are_told_apart_in_their_order(mrm_run, work):
     assert [config.id2label[index] for index in range(config.num_labels)] == names
 
 
+def test_labels_that_no_study_has_are_an_error_that_names_those_there_are(mrm_run, work):
+    message = r"`labels` must be among those of the split 'train', \[.+\], got \['oedema'\]"
+    with pytest.raises(ValueError, match=message):
+        train(work, "classify", "unknown_label", base=f"{mrm_run}/model", labels=["oedema"])
+
+
 def test_a_classifier_over_a_full_model_keeps_its_adapters_inside(alta_run, work):
     run = train(work, "classify", "classifier_over_full", base=f"{alta_run}/full", tuning="linear_probe", num_epochs=1)
     probe = load_file(run / "full" / "model.safetensors")

@@ -32,6 +32,7 @@ from transformers.utils import hub
 from modeling_alta import (
     AltaAdapterConfig,
     AltaConfig,
+    AltaForMaskedRecordModeling,
     AltaForPreTraining,
     AltaImageProcessor,
     AltaModel,
@@ -320,6 +321,15 @@ def test_command_gives_a_model_without_decoder_no_new_one(repos, tmp_path):
     main(["--model", str(tmp_path / "plain"), "--output", str(tmp_path / "again")])
     names = load_file(tmp_path / "again" / "model.safetensors").keys()
     assert names == repos.plain["base"].state_dict().keys()
+
+
+def test_command_does_not_publish_weights_that_were_drawn_by_chance(tmp_path, capsys):
+    AltaForMaskedRecordModeling(make_base().config).save_pretrained(tmp_path / "mrm")
+    make_processor().save_pretrained(tmp_path / "mrm")
+    with pytest.raises(SystemExit) as stop:
+        main(["--model", str(tmp_path / "mrm"), "--output", str(tmp_path / "out")])
+    assert stop.value.code == 2 and "`model` must hold every weight of AltaModel" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--kind", "adapter"], ["--card", "CARD"], ["--adapter", "ADAPTER"]])

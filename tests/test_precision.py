@@ -53,3 +53,8 @@ def test_steps_that_overflow_are_skipped_and_the_learning_rate_waits(mrm_run, wo
     assert {(row["overflow_share"], row["gradient_norm"]) for row in rows} == {(1.0, 0.0)}
     assert len({(row["learning_rate"], row["adapter_norm"]) for row in rows}) == 1
     assert (run / "metrics.json").is_file()
+
+
+def test_float16_is_refused_on_a_cpu_where_accelerate_would_train_in_float32(mrm_run, work):
+    with pytest.raises(ValueError, match="`mixed_precision` must be bf16 or no on a CPU, got fp16"):
+        train(work, "alta", "refused", **HALF)

@@ -74,6 +74,18 @@ def test_text_of_a_wrong_type_is_an_error(text, kind, message):
         make_processor()(text=text)
 
 
+def test_the_length_that_a_tokenizer_was_saved_with_is_no_limit_of_later_texts(tmp_path):
+    text = "no pneumonia left effusion"
+    for length in (3, 100):  # its `tokenizer.json` keeps that of the last call
+        processor = make_processor()
+        expected = processor(text=text)["input_ids"]
+        processor.tokenizer(text, truncation=True, max_length=length)
+        processor.save_pretrained(tmp_path)
+        loaded = AutoProcessor.from_pretrained(tmp_path)
+        assert loaded.tokenizer.init_kwargs["max_length"] == length
+        assert loaded(text=text)["input_ids"] == expected
+
+
 def test_decoding_is_that_of_the_tokenizer():
     processor = make_processor()
     assert processor.decode([2, 5, 8, 3], skip_special_tokens=True) == "left effusion"

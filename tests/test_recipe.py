@@ -4,7 +4,7 @@ from conftest import ROOT
 from peft import get_peft_config, get_peft_model
 
 from modeling_alta import AltaConfig, AltaForPreTraining
-from recipes.recipe import TrainArguments, build_arguments, read_recipe
+from recipes.recipe import RecipeError, TrainArguments, build_arguments, read_recipe
 
 
 START = {"stage": "alta", "records": "records", "output_dir": "run", "base": "base"}
@@ -50,6 +50,12 @@ def test_overrides_reach_into_mappings_and_are_read_as_yaml(tmp_path):
         ({"schedule_epochs": 10}, "`schedule_epochs` must be at least `num_epochs` 30, got 10"),
         ({"model": {"hidden": 3}}, r"`model` must hold fields of AltaConfig, got \['hidden'\]"),
         ({"mrm": "MRM.pth"}, "`text_encoder` must be the folder"),
+        ({"betas": [0.9]}, r"`betas` must be two numbers, got \[0.9\]"),
+        ({"seed": -1}, "`seed` must be at least 0, got -1"),
+        ({"checkpoint_every": -1}, "`checkpoint_every` must be at least 0, got -1"),
+        ({"peft": {"peft_type": "LORAX"}}, "`peft_type` of `peft` must be a method of PEFT, got 'LORAX'"),
+        ({"peft": {"rank": 3}}, "`peft` must hold fields of its config, got .*'rank': 3"),
+        ({"adapter": "a", "peft": {"r": 3}}, "`peft` must be empty where `adapter` a says it, got {'r': 3}"),
         ({"base": None}, "Either `mrm` or `base` must start the stage alta, .* got mrm=None and base=None"),
     ],
 )
@@ -64,6 +70,29 @@ def test_a_file_that_is_no_recipe_is_an_error_with_its_path(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"must be a recipe.*recipe\.yaml"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["adapt_hospital", "alta_mimic", "classify_mimic"])
+def test_a_field_of_the_adapters_is_overridden_in_every_recipe(name):
+    overrides = ["peft.bottleneck_ratio=0.125", "adapter=null"]
+    args = read_recipe(ROOT / "recipes" / f"{name}.yaml", overrides)
+    assert args.peft.items() >= {"peft_type": "ALTA_ADAPTER", "bottleneck_ratio": 0.125}.items()
+
+
+def test_no_is_a_precision_though_yaml_reads_it_as_false():
+    assert read_recipe(ROOT / "recipes" / "alta_mimic.yaml", ["mixed_precision=no"]).mixed_precision == "no"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stage.x=1", "`stage` must be a mapping to have a field, got 'alta' and 'stage.x=1'"),
+        ("model.missing_views=[", r"`overrides` must have values in YAML, got 'model.missing_views=\['"),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_an_error_that_names_it(override, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(ROOT / "recipes" / "alta_mimic.yaml", [override])
 
 
 def test_an_override_without_a_value_is_an_error(tmp_path):

@@ -1,13 +1,15 @@
 import json
 import re
+import shutil
 
 import accelerate
-from trained import arguments_of
+from trained import arguments_of, train
 
+import train_accelerate
 from model_cards.card import build_card
 from modeling_alta import AltaForPreTraining
 from recipes.recipe import read_recipe
-from training.run_folder import describe_commit
+from training.run_folder import describe_commit, write_start
 
 
 def test_a_run_folder_holds_the_resolved_recipe_which_runs_again(alta_run, work):
@@ -41,3 +43,21 @@ def test_a_card_is_filled_from_the_metrics_of_a_run_and_tells_no_folder(alta_run
         assert text in card
     assert str(work) not in card
     assert "| recipe: best metric |" not in card
+
+
+def test_a_finished_run_that_is_prolonged_is_no_finished_one(mrm_run, work, monkeypatch):
+    settings = {"num_epochs": 1, "checkpoint_every": 3, "validate_every": 3}
+    run = train(work, "alta", "prolonged", **settings)
+    assert (run / "metrics.json").exists() and (run / "best" / "adapter").is_dir()
+    found = []
+
+    def write_and_look(started):
+        write_start(started)
+        found.extend([(run / "metrics.json").exists(), (run / "best" / "adapter").is_dir()])
+
+    monkeypatch.setattr(train_accelerate, "write_start", write_and_look)
+    train(work, "alta", "prolonged", **settings | {"num_epochs": 2}, resume="latest")
+    assert found == [False, True] and (run / "metrics.json").exists()
+    shutil.rmtree(run / "checkpoints")
+    train(work, "alta", "prolonged", **settings | {"validate_every": 0})
+    assert found[2:] == [False, False]  # nor has a run that starts anew the best of the one before

@@ -1,4 +1,5 @@
 import logging
+import re
 import runpy
 import shutil
 
@@ -7,11 +8,12 @@ import torch
 from conftest import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from trained import losses_of, train
+from trained import losses_of, settings_of, start_training, train, write_recipe
 from transformers import AutoModel
 
 from modeling_alta import AltaForMaskedRecordModeling, AltaForPreTraining, AltaModel, AltaProcessor
 from processing.records.study_records import load_study_records
+from recipes.recipe import RecipeError
 
 
 def embeddings(model, records) -> torch.Tensor:
@@ -149,6 +151,35 @@ def test_streamed_records_train(mrm_run, work):
 def test_more_studies_a_step_than_there_are_is_an_error(mrm_run, work):
     with pytest.raises(ValueError, match="`batch_size` 64 on 1 processes .* takes 64 studies a step; train has 25"):
         train(work, "alta", "large", batch_size=64)
+
+
+def test_a_base_of_which_the_alignment_would_draw_weights_by_chance_is_an_error(mrm_run, work):
+    with pytest.raises(
+        ValueError, match="`base` must hold every weight of AltaForPreTraining, got .*/mrm/model' without"
+    ):
+        train(work, "alta", "over_mrm", base=f"{mrm_run}/model")
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "message"),
+    [
+        ("adapter", None, "`base` must be a full model or a base, got .*, which is an adapter"),
+        ("full", "adapter", "`adapter` must be none over the full model .*full', which has its adapters inside"),
+        ("nowhere", "adapter", "`base` must be the folder or Hub id of a model, got .*nowhere"),
+    ],
+)
+def test_folders_that_do_not_fit_each_other_are_an_error_that_names_them(alta_run, work, base, adapter, message):
+    settings = {"base": f"{alta_run}/{base}", "adapter": adapter and f"{alta_run}/{adapter}"}
+    with pytest.raises(RecipeError, match=message):
+        train(work, "adapt", "unfit", **settings)
+
+
+def test_what_a_recipe_names_and_is_not_there_is_a_line_and_no_traceback(mrm_run, work, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.yaml", settings_of(work, "alta") | {"records": f"{tmp_path}/nowhere"})
+    process = start_training(recipe)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 2 and "Traceback" not in output
+    assert re.search(r"error: `path` must be .*nowhere", output)
 
 
 def test_help_names_the_recipe(monkeypatch, capsys):

@@ -88,6 +88,13 @@ def test_records_without_any_label_are_an_error_before_they_are_encoded(prompt_f
         evaluate_zero_shot(None, None, records, load_prompts(prompt_file), RunOptions("m", "r", "test"))
 
 
+def test_prompts_of_no_label_of_the_records_are_an_error_before_they_are_encoded(prompt_file):
+    records = Dataset.from_dict({"study_id": ["s"], "labels": [["Pneumonia"]]})
+    message = r"`prompts` must have a label of the records, \['Pneumonia'\], got \['Edema'\]"
+    with pytest.raises(ValueError, match=message):
+        evaluate_zero_shot(None, None, records, load_prompts(prompt_file), RunOptions("m", "r", "test"))
+
+
 def test_unlabelled_study_is_no_negative():
     # With the last study as a negative, its 0.9 would win against 0.8 and the AUROC would be 1/2.
     results = zero_shot_metrics({"Edema": [0.8, 0.1, 0.9]}, [["Edema"], ["No Finding"], []], bootstrap_samples=50)

@@ -15,7 +15,7 @@ from eval.retrieval import retrieval_metrics
 from eval.zero_shot import prompt_scores, zero_shot_metrics
 from modeling_alta import AltaConfig, AltaForPreTraining, AltaOutput, AltaProcessor
 from modeling_alta.convert_alta import convert_mrm, read_tokenizer
-from modeling_alta.export_alta import build_processor, export_adapter, export_full
+from modeling_alta.export_alta import build_processor, export_adapter, export_full, load_whole
 from processing.batches.training_batch import AltaCollator, TrainingStudies
 from recipes.recipe import TrainArguments
 from training.run import Run
@@ -41,7 +41,7 @@ class AltaStage(Stage):
             if accelerator.is_main_process:
                 export_full(model, processor, base_folder(args))
         else:
-            model = AltaForPreTraining.from_pretrained(args.base, **args.model)
+            model = load_whole(AltaForPreTraining, args.base, "base", args.adapter, **args.model)
             processor = AltaProcessor.from_pretrained(args.base)
         if args.adapter is not None:
             return PeftModel.from_pretrained(model, args.adapter, is_trainable=True), processor

@@ -55,7 +55,7 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
     Raises:
         ImportError: if the package of the tracker is not installed: accelerate only warns, and the run would go on
             unwatched.
-        ValueError: if the launch asks for an engine that needs a GPU, and there is none.
+        ValueError: if the launch asks for an engine that needs a GPU, or the recipe for float16, and there is none.
     """
     trackers = args.log_with.split(",") if args.log_with else []
     accelerator = Accelerator(
@@ -68,6 +68,8 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     check_engine(accelerator)
+    if args.mixed_precision == "fp16" and accelerator.scaler is None and accelerator.device.type == "cpu":
+        raise ValueError("`mixed_precision` must be bf16 or no on a CPU, got fp16.")
     set_product_precision(args.mixed_precision, accelerator.device.type)
     if trackers:
         accelerator.init_trackers("tracking")

@@ -26,7 +26,10 @@ class ClassifyStage(Stage):
     metric = "macro_auroc"
 
     def build_model(self, args: TrainArguments, accelerator: Accelerator) -> tuple[nn.Module, AltaProcessor]:
-        names = args.labels or list(count_labels(training_records(args)))
+        present = list(count_labels(training_records(args)))
+        names = args.labels or present
+        if unknown := [name for name in names if name not in present]:
+            raise ValueError(f"`labels` must be among those of the split {args.split!r}, {present}, got {unknown}.")
         settings = {**args.model, **label_settings(names), "problem_type": args.problem_type}
         model = AltaForImageClassification.from_pretrained(args.base, **settings)
         processor = AltaProcessor.from_pretrained(args.base)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -12,6 +13,7 @@ import torch
 import yaml
 
 from eval.protocol import preprocessing_sha256, write_json
+from training.best import BEST_NAME
 from training.run import Run
 from training.stage import count_parameters
 
@@ -38,9 +40,12 @@ def describe_start(run: Run) -> dict[str, Any]:
 
 
 def write_start(run: Run) -> None:
-    """Write `recipe.yaml`, which `--config` takes again, and `run.json`."""
+    """Write `recipe.yaml`, which `--config` takes again, and `run.json`; what only a run at its end has goes."""
     folder = Path(run.args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").unlink(missing_ok=True)
+    if not run.progress.best:
+        shutil.rmtree(folder / BEST_NAME, ignore_errors=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(asdict(run.args), sort_keys=False), encoding="utf-8")
     write_json(describe_start(run), folder / "run.json")
 

@@ -133,7 +133,7 @@ def untrained_parameters(model: Any, info: dict[str, Any]) -> list[str]:
     for config in getattr(model, "peft_config", {}).values():
         base = {"revision": config.revision, "device_map": "meta", "output_loading_info": True}
         _, of_base = type(model).from_pretrained(config.base_model_name_or_path, **base)
-        copies = [f".{saved}." for saved in config.modules_to_save or ()]
+        copies = [f".{saved}." for saved in getattr(config, "modules_to_save", None) or ()]
         missing |= {name for name in of_base["missing_keys"] if not any(copy in f".{name}" for copy in copies)}
     return sorted(missing)
 

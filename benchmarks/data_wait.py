@@ -32,6 +32,7 @@ from training.watching import TRAINING_LOG, TrainLog, read_log
 
 
 FIGURES = ("studies_per_second", "data_wait_share", "memory_gib")
+WARM_ROUNDS, LEAST_ROUNDS = 3, 5
 
 
 def write_base(folder: Path, config: AltaConfig) -> Path:
@@ -58,15 +59,18 @@ def prepare_run(folder: Path, config: AltaConfig, num_studies: int, settings: di
     return build_run(build_arguments(recipe | settings))
 
 
-def measure_workers(run: Run, num_batches: int) -> float:
-    """Studies per second that the workers give when nobody keeps them waiting, the first batches left out."""
-    batches = iterate_batches(run)
-    for _ in range(run.args.num_workers + 1):
+def measure_workers(run: Run, num_rounds: int) -> float:
+    """Studies per second that the workers give when nobody keeps them waiting, over rounds of a batch of each worker.
+
+    The first batches are left out: two of each worker are made before the first is asked for.
+    """
+    batches, each = iterate_batches(run), max(1, run.args.num_workers)
+    for _ in range(WARM_ROUNDS * each):
         next(batches)
     start = time.perf_counter()
-    for _ in range(num_batches):
+    for _ in range(num_rounds * each):
         next(batches)
-    return num_batches * run.args.batch_size / (time.perf_counter() - start)
+    return num_rounds * each * run.args.batch_size / (time.perf_counter() - start)
 
 
 def measure_run(run: Run) -> dict[str, float]:
@@ -86,10 +90,11 @@ def main() -> None:
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default="bf16", help="default: bf16")
     parser.add_argument("--compile", action="store_true", help="with `torch_compile: true`")
     args = parser.parse_args()
-    least = 3 * args.batch_size * (args.num_workers + 1)
+    a_round = args.batch_size * max(1, args.num_workers)
+    least = (WARM_ROUNDS + LEAST_ROUNDS) * a_round
     if args.num_studies < least:
         parser.error(
-            f"`--num-studies` must be at least {least}, three batches for each worker and three more, "
+            f"`--num-studies` must be at least {least}, {WARM_ROUNDS + LEAST_ROUNDS} batches for each worker, "
             f"got {args.num_studies}"
         )
     settings = {
@@ -101,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = AltaConfig(use_adapters=False, missing_views="skip")
         run = prepare_run(Path(folder), config, args.num_studies, settings)
-        workers = measure_workers(run, num_batches=run.total_steps // 3)
+        workers = measure_workers(run, num_rounds=args.num_studies // a_round - WARM_ROUNDS)
         result = settings | {"workers_studies_per_second": workers} | measure_run(run)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     print(json.dumps({"device": device, "cpus": os.cpu_count()} | result, indent=2))

@@ -3,8 +3,8 @@ How fast does the adapted ViT-B/16 encode radiographs, beside CLIP's vision towe
 
 `python -m benchmarks.encode` prints JSON: for each dtype, of models with random weights at full size that take turns
 in one process, images per second of frontals (median of `--rounds`), the ratio of the folded model to each of the
-others (median of the rounds' ratios), studies with two views per second, and the share of the machine's matmul peak,
-which is measured in every round, too. open_clip takes part if it is installed (extra `bench`).
+others (median of the rounds' ratios), images per second of studies with two views, and the share of the machine's
+matmul peak, which is measured in every round, too. open_clip takes part if it is installed (extra `bench`).
 
 On a machine that others use as well, `OMP_NUM_THREADS=1 … --processor-time` takes the time of the processor in place
 of that on the wall, in which the work of others would count.

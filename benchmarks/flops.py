@@ -2,7 +2,7 @@
 
 A multiply-add counts 2. Counted are matrix products, convolutions and attention, forward and backward, as torch
 dispatches them; element-wise work counts nothing, as in every published figure. torch's own formulas miss the fused
-attention of CPUs, which is added here.
+attention of CPUs, and count what that of GPUs computes again; here both count as any other.
 """
 
 import time
@@ -32,6 +32,9 @@ def attention_backward_flops(
 FORMULAS = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(attention_flops),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(attention_backward_flops),
+    torch.ops.aten._scaled_dot_product_flash_attention_backward: shape_wrapper(attention_backward_flops),
+    torch.ops.aten._scaled_dot_product_efficient_attention_backward: shape_wrapper(attention_backward_flops),
+    torch.ops.aten._scaled_dot_product_cudnn_attention_backward: shape_wrapper(attention_backward_flops),
 }
 
 

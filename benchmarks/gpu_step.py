@@ -48,15 +48,24 @@ def count(form: str, num_studies: int, mean_length: int) -> int:
         return count_flops(prepare("plain" if form == "plain" else "ours", num_studies, mean_length))
 
 
+def count_if_it_fits(form: str, num_studies: int, mean_length: int) -> int | None:
+    """The same, `None` where the step that is counted takes more memory than there is; that of the form may not."""
+    try:
+        return count(form, num_studies, mean_length)
+    except torch.cuda.OutOfMemoryError:
+        return None
+
+
 def measure(form: str, num_studies: int, args: argparse.Namespace) -> dict[str, Any]:
     """Figures of a form at one size."""
-    flops = count(form, num_studies, args.mean_length)
     step = prepare(form, num_studies, args.mean_length)
     for _ in range(args.warmup):
         step()
     torch.cuda.reset_peak_memory_stats()
     seconds = statistics.median(time_call(step) for _ in range(args.rounds))
     memory = torch.cuda.max_memory_allocated()
+    del step
+    flops = count_if_it_fits(form, num_studies, args.mean_length)
     peak = matmul_peak(torch.bfloat16, PEAK_SIZE, device="cuda")
     return {
         "form": form,
@@ -64,9 +73,9 @@ def measure(form: str, num_studies: int, args: argparse.Namespace) -> dict[str, 
         "milliseconds": 1e3 * seconds,
         "studies_per_second": num_studies / seconds,
         "peak_memory_gib": memory / 2**30,
-        "tflops": flops / 1e12,
+        "tflops": flops and flops / 1e12,
         "matmul_peak_tflops": peak / 1e12,
-        "utilisation": utilisation(flops, seconds, peak),
+        "utilisation": flops and utilisation(flops, seconds, peak),
     }
 
 

@@ -29,6 +29,10 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="also in one piece")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if any(number < 1 or number % args.micro_batch_size for number in args.studies):
+        parser.error(
+            f"`--studies` must be multiples of `--micro-batch-size` {args.micro_batch_size}, got {args.studies}"
+        )
     if args.one:
         print(json.dumps(measure(args.one, args.micro_batch_size)))
         return

@@ -70,7 +70,7 @@ def share_interval(
     Returns:
         `list` of two `float`: lower and upper bound. Where all queries agree no resample differs, and the bound that
         is not 0 or 1 is the exact binomial one (Clopper and Pearson) of as many trials as there are patients. `None`
-        with fewer than `MIN_PATIENTS` patients whose queries do not agree.
+        with fewer than `MIN_PATIENTS` patients whose queries do not agree, or the same share found of each.
     """
     hits = np.asarray(hits, dtype=np.float64)
     of_patient = _places(patients, len(hits))
@@ -154,8 +154,7 @@ def _two_class_interval(
         # Without negatives only where every patient has a positive study, and then seldom.
         return statistic(positives, negatives) if negatives.any() else resampled(rng)
 
-    interval = _interval(resampled, num_samples, seed)
-    return interval if interval[0] < interval[1] else None
+    return _interval(resampled, num_samples, seed)
 
 
 def _places(patients: Sequence[Any] | None, num_studies: int) -> np.ndarray:
@@ -176,9 +175,10 @@ def _average_precision(positives: np.ndarray, negatives: np.ndarray) -> float:
     return float(positives @ precision) / positives.sum()
 
 
-def _interval(statistic: Callable[[np.random.Generator], float], num_samples: int, seed: int) -> list[float]:
+def _interval(statistic: Callable[[np.random.Generator], float], num_samples: int, seed: int) -> list[float] | None:
     rng = np.random.default_rng(seed)
-    return np.quantile([statistic(rng) for _ in range(num_samples)], (0.025, 0.975)).tolist()
+    low, high = np.quantile([statistic(rng) for _ in range(num_samples)], (0.025, 0.975)).tolist()
+    return [low, high] if low < high else None
 
 
 __all__ = [

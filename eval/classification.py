@@ -25,6 +25,7 @@ from eval.protocol import (
     check_labels,
     describe_run,
     load_records,
+    patients_of,
     protocol_parser,
     untrained_parameters,
     write_json,
@@ -201,10 +202,11 @@ def evaluate_classification(
         returns.
     """
     _check_labelled(list(records["labels"]), unlabelled)
+    patients = patients_of(records)
     scores = classify_studies(model, processor, records, options.batch_size)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
-    labels, patients = list(records["labels"]), list(records["patient_id"])
+    labels = list(records["labels"])
     results = classification_metrics(scores, names, labels, unlabelled, patients=patients, **options.bootstrap)
     return run | {"results": results}
 
@@ -237,6 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     with argument_errors(parser):
         records = load_records(args.records, args.split)
         _check_labelled(list(records["labels"]), args.unlabelled)
+        patients_of(records)
         model, processor = load_classifier(args.model, args.device)
     options = RunOptions.from_arguments(args)
     results = evaluate_classification(model, processor, records, options, args.unlabelled)

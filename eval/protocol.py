@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoProcessor
 
+from eval.bootstrap import number_patients
 from modeling_alta import fold_adapters  # importing it registers the model with AutoModel and AutoProcessor
+from modeling_alta.export_alta import without_copies
 from processing.records.study_records import load_study_records
 
 
@@ -133,9 +135,20 @@ def untrained_parameters(model: Any, info: dict[str, Any]) -> list[str]:
     for config in getattr(model, "peft_config", {}).values():
         base = {"revision": config.revision, "device_map": "meta", "output_loading_info": True}
         _, of_base = type(model).from_pretrained(config.base_model_name_or_path, **base)
-        copies = [f".{saved}." for saved in getattr(config, "modules_to_save", None) or ()]
-        missing |= {name for name in of_base["missing_keys"] if not any(copy in f".{name}" for copy in copies)}
+        missing |= set(without_copies(model, of_base["missing_keys"]))
     return sorted(missing)
+
+
+def patients_of(records: Any) -> list[str]:
+    """
+    The patient of every record, over whom the intervals are.
+
+    Raises:
+        ValueError: a record without one.
+    """
+    patients = list(records["patient_id"])
+    number_patients(patients, len(patients))
+    return patients
 
 
 def load_records(path: str, split: str) -> Any:
@@ -213,6 +226,7 @@ __all__ = [
     "describe_run",
     "load_model",
     "load_records",
+    "patients_of",
     "positive_int",
     "preprocessing_sha256",
     "protocol_parser",

@@ -20,6 +20,7 @@ from eval.protocol import (
     describe_run,
     load_model,
     load_records,
+    patients_of,
     protocol_parser,
     write_json,
 )
@@ -173,10 +174,10 @@ def evaluate_retrieval(
     """
     reports = list(records["report"])
     check_reports(reports)
+    patients = patients_of(records)
     image_embeds = embed_studies(model, processor, records, options.batch_size)
     text_embeds = embed_texts(model, processor, reports)
     run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
-    patients = list(records["patient_id"])
     results = retrieval_metrics(image_embeds, text_embeds, reports, patients=patients, **options.bootstrap)
     return run | {"results": results}
 
@@ -187,6 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     with argument_errors(parser):
         records = load_records(args.records, args.split)
         check_reports(list(records["report"]))
+        patients_of(records)
         model, processor = load_model(args.model, args.device)
     write_json(evaluate_retrieval(model, processor, records, RunOptions.from_arguments(args)), args.output)
 

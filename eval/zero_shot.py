@@ -22,6 +22,7 @@ from eval.protocol import (
     describe_run,
     load_model,
     load_records,
+    patients_of,
     protocol_parser,
     write_json,
 )
@@ -199,11 +200,11 @@ def evaluate_zero_shot(
         ValueError: no study has a label, or none that has a prompt.
     """
     check_prompted(prompts, list(records["labels"]))
+    patients = patients_of(records)
     text_embeds = embed_texts(model, processor, prompts.texts)
     scores = prompt_scores(embed_studies(model, processor, records, options.batch_size), text_embeds, prompts)
     run = describe_run(PROTOCOL, options, list(records["study_id"]), processor)
     prompt_set = {"name": prompts.name, "version": prompts.version, "sha256": prompts.sha256}
-    patients = list(records["patient_id"])
     results = zero_shot_metrics(scores, list(records["labels"]), patients=patients, **options.bootstrap)
     return run | {"prompts": prompt_set, "results": results}
 
@@ -216,6 +217,7 @@ def main(argv: list[str] | None = None) -> None:
         prompts = load_prompts(args.prompts)
         records = load_records(args.records, args.split)
         check_prompted(prompts, list(records["labels"]))
+        patients_of(records)
         model, processor = load_model(args.model, args.device)
     results = evaluate_zero_shot(model, processor, records, prompts, RunOptions.from_arguments(args))
     write_json(results, args.output)

@@ -124,12 +124,15 @@ def _run_jobs(plan: list[tuple[Job, list[Job]]], workers: int) -> Iterator[tuple
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         running: dict[Future, tuple[Job, list[Job]]] = {pool.submit(*job): (job, after) for job, after in plan}
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                (job, after), result = running.pop(future), future.result()
-                running |= {pool.submit(*next_job): (next_job, []) for next_job in after}
-                print(f"{_describe(job)}: {len(running)} jobs left", flush=True)
-                yield job, result
+        try:
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    (job, after), result = running.pop(future), future.result()
+                    running |= {pool.submit(*next_job): (next_job, []) for next_job in after}
+                    print(f"{_describe(job)}: {len(running)} jobs left", flush=True)
+                    yield job, result
+        finally:  # after an error, not the hours of those that wait
+            pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
@@ -209,6 +212,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"`--sweep` and `--reasons` take `--corpus phantom` alone, got {args.corpus}.")
     if args.pretraining > 1 and not args.reasons:
         parser.error(f"`--pretraining` goes with `--reasons` alone, got {args.pretraining}.")
+    if args.sweep and args.arms:
+        parser.error(f"`--sweep` tries arms of its own, got `--arms` {' '.join(args.arms)}.")
     if args.corpus == "covid_cxr" and args.covid_root is None:
         parser.error("`--covid-root` must be the folder of the collection for `--corpus covid_cxr`, got none.")
     return args

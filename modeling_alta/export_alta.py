@@ -6,6 +6,7 @@ what trains beside them, over a base that it names. Both ship the code files, th
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -151,7 +152,14 @@ def _move_up(folder: Path) -> None:
         folder.rmdir()
 
 
-def load_whole(model_class: type[PreTrainedModel], name: str, argument: str, adapter: str | None = None, **settings):
+def load_whole(
+    model_class: type[PreTrainedModel],
+    name: str,
+    argument: str,
+    adapter: str | None = None,
+    is_trainable: bool = False,
+    **settings,
+):
     """
     A model all of whose weights come from files, to be exported or trained over.
 
@@ -159,12 +167,16 @@ def load_whole(model_class: type[PreTrainedModel], name: str, argument: str, ada
         model_class (`type`): class of the model.
         name (`str`): its folder or Hub id.
         argument (`str`): what `name` is called where the user gives it.
-        adapter (`str`, *optional*): folder or Hub id of an adapter that will be put over it.
-        settings: fields of its config.
+        adapter (`str`, *optional*): folder or Hub id of an adapter to put over it.
+        is_trainable (`bool`): whether that adapter will train.
+        settings: fields of the model's config.
+
+    Returns:
+        `model_class`, or `PeftModel` with an adapter.
 
     Raises:
-        ValueError: no model, an adapter repository, or a model of another class, which lacks weights that training
-            would draw by chance; an adapter over a model that has its adapters inside.
+        ValueError: no model, an adapter repository, an adapter of another base, or weights that neither the model nor
+            its adapter holds, and that training would draw by chance.
     """
     try:
         if find_adapter_config_file(name):
@@ -173,16 +185,32 @@ def load_whole(model_class: type[PreTrainedModel], name: str, argument: str, ada
     except OSError as error:
         raise ValueError(f"`{argument}` must be the folder or Hub id of a model, got {name!r}: {error}") from error
     missing = sorted(info["missing_keys"])
-    if missing and adapter is None:
+    if adapter is not None:
+        adapted = _put_adapter(model, adapter, name, is_trainable)
+        model, missing = adapted, without_copies(adapted.get_base_model(), missing)
+    if missing:
         raise ValueError(
             f"`{argument}` must hold every weight of {model_class.__name__}, got {name!r} without {len(missing)} of "
             f"them, such as {missing[0]}."
         )
-    if adapter is not None and model.config.use_adapters:
-        raise ValueError(
-            f"`adapter` must be none over the full model {name!r}, which has its adapters inside, got {adapter!r}."
-        )
     return model
+
+
+def _put_adapter(model: PreTrainedModel, adapter: str, name: str, is_trainable: bool):
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"`adapter` must be one over {name!r}, got {adapter!r}: {error}") from error
+
+
+def without_copies(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """Those of a model's parameters of which no adapter in it holds a copy, as `modules_to_save` makes them."""
+    from peft.utils import ModulesToSaveWrapper
+
+    copied = tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, ModulesToSaveWrapper))
+    return sorted(name for name in names if not name.startswith(copied))
 
 
 def load_for_export(model: str, adapter: str | None):
@@ -192,12 +220,7 @@ def load_for_export(model: str, adapter: str | None):
     architectures = AltaConfig.from_pretrained(model).architectures or []
     classes = {loaded_as.__name__: loaded_as for loaded_as in (AltaForPreTraining, AltaForImageClassification)}
     model_class = next((classes[name] for name in architectures if name in classes), AltaModel)
-    loaded = load_whole(model_class, model, "model", adapter)
-    if adapter is None:
-        return loaded, processor
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(loaded, adapter), processor
+    return load_whole(model_class, model, "model", adapter), processor
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -239,4 +262,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["build_processor", "export_adapter", "export_full", "load_whole", "push"]
+__all__ = ["build_processor", "export_adapter", "export_full", "load_whole", "push", "without_copies"]

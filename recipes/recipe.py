@@ -27,6 +27,7 @@ AT_LEAST = {
     "validate_every": 0,
     "validation_studies": 1,
 }
+DEFAULT_PEFT = {"peft_type": "ALTA_ADAPTER"}
 STAGES = ("mrm", "alta", "adapt", "classify")
 TUNINGS = ("full", "adapter", "linear_probe")
 
@@ -55,7 +56,8 @@ class TrainArguments:
         model (`dict`): fields of `AltaConfig`.
         peft (`dict`): `peft_type`, by default `"ALTA_ADAPTER"`, and fields of its PEFT config; none with `adapter`.
         tuning (`str`): what trains in `classify`: `"full"`, `"adapter"` (by `peft`) or `"linear_probe"`.
-        labels (`list[str]`): what `classify` tells apart, by default every label of the split in sorted order.
+        labels (`list[str]`): what `classify` tells apart, by default every label of the split in sorted order; one
+            at least must be there.
         problem_type (`str`): `"multi_label_classification"` or `"single_label_classification"`.
         unlabelled (`str`): a study without labels is `"left_out"`, or `"negative"` for all of them.
         vision_heads, decoder_heads (`int`): of a published `MRM.pth`.
@@ -196,13 +198,16 @@ class TrainArguments:
             raise RecipeError(f"`base` must be the trained model that the stage {self.stage} starts from, got none.")
         if self.adapter is not None and self.base is None:
             raise RecipeError(f"`base` must be the model under `adapter` {self.adapter}, got none.")
+        if self.adapter is not None and self.stage not in ("alta", "adapt"):
+            raise RecipeError(f"`adapter` starts the stages alta and adapt alone, got {self.adapter} in {self.stage}.")
 
     def _check_peft(self):
         if self.adapter is not None:
-            if self.peft:
+            if self.peft not in ({}, DEFAULT_PEFT):
                 raise RecipeError(f"`peft` must be empty where `adapter` {self.adapter} says it, got {self.peft}.")
+            self.peft = {}
             return
-        self.peft = {"peft_type": "ALTA_ADAPTER", **self.peft}
+        self.peft = {**DEFAULT_PEFT, **self.peft}
         try:
             get_peft_config(dict(self.peft))
         except KeyError as error:

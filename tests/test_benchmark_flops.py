@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.flops import count_flops, matmul_peak, utilisation
+from benchmarks.flops import FORMULAS, count_flops, matmul_peak, utilisation
 from modeling_alta import AltaModel
 from tests.tiny import make_config
 
@@ -36,6 +36,15 @@ def attention(fused):
 def test_attention_counts_the_same_fused_or_not(fused):
     # 2 products of 7 x 4 x 7 in each of 6 heads forward, 4 backward.
     assert count_flops(lambda: attention(fused)) == 6 * (2 + 4) * (2 * 7 * 4 * 7)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
+def test_fused_gradients_of_a_gpu_count_as_those_of_a_cpu(kernel):
+    states = [torch.empty(2, 3, 7, 8)] * 4
+    backward = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention_backward")
+    of_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    # Four products of 7 × 7 × 8 in two studies of three heads.
+    assert FORMULAS[backward](*states, out_val=None) == FORMULAS[of_cpu](*states, out_val=None) == 4 * 2 * 6 * 392
 
 
 def test_gradients_taken_inside_the_counted_pass_count():

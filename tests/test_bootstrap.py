@@ -162,6 +162,7 @@ def test_few_patients_have_no_interval_however_many_studies():
     assert share_interval(truth, patients=np.arange(60) % 4) is None
     assert share_interval(truth, patients=np.arange(60) % 5) is not None
     assert auroc_interval(scores, truth, patients=np.where(truth, np.arange(60) % 4, np.arange(60))) is None
+    assert share_interval([True, False] * 10, patients=np.arange(20) // 2) is None  # of each the same share
     # Clopper-Pearson of as many trials as patients: 0.025 ** (1 / 4) = 0.3976.
     assert share_interval([True] * 60, patients=np.arange(60) % 4) == pytest.approx([0.3976, 1.0], abs=1e-4)
 

@@ -20,7 +20,7 @@ from trained import (
 
 import train_accelerate
 from processing.engine.shards import find_shards
-from recipes.recipe import read_recipe
+from recipes.recipe import RecipeError, read_recipe
 from training.batches import iterate_batches
 from training.build import build_run
 from training.checkpoints import find_checkpoint, resume, save_checkpoint
@@ -227,7 +227,7 @@ def test_a_stream_goes_on_with_as_many_workers_and_the_same_portions_only(mrm_ru
 
 
 def test_resume_from_a_folder_that_is_not_there_is_an_error(mrm_run, work):
-    with pytest.raises(FileNotFoundError, match="`resume` must be 'latest' or a checkpoint folder, got nowhere"):
+    with pytest.raises(RecipeError, match="`resume` must be 'latest' or a checkpoint folder, got nowhere"):
         train(work, "alta", "nothing", resume="nowhere")
 
 

@@ -35,9 +35,15 @@ def test_labels_of_the_recipe_are_told_apart_in_their_order(mrm_run, work):
 
 
 def test_labels_that_no_study_has_are_an_error_that_names_those_there_are(mrm_run, work):
-    message = r"`labels` must be among those of the split 'train', \[.+\], got \['oedema'\]"
+    message = r"`labels` must hold one of those of the split 'train', \[.+\], got \['oedema'\]"
     with pytest.raises(ValueError, match=message):
         train(work, "classify", "unknown_label", base=f"{mrm_run}/model", labels=["oedema"])
+
+
+def test_a_label_that_no_study_has_beside_one_that_is_there_is_a_warning(mrm_run, work):
+    present = next(iter(count_labels(load_study_records(work / "records", "train"))))
+    with pytest.warns(UserWarning, match=r"No study of the split 'train' has the `labels` \['oedema'\]"):
+        train(work, "classify", "one_unknown", base=f"{mrm_run}/model", labels=[present, "oedema"], num_epochs=1)
 
 
 def test_a_classifier_over_a_full_model_keeps_its_adapters_inside(alta_run, work):

@@ -14,7 +14,7 @@ from evidence.arms import ARMS, COVID_ARMS, FAMILIES, LONGER_ARMS, PHANTOM_ARMS,
 from evidence.jobs import CORPORA, prepare_seed, run_arm
 from evidence.measures import RECALLS, measure
 from evidence.models import base_model, build_model
-from evidence.report import claims, compare, learnt_by_heart, main, render_reasons, render_results, summarize
+from evidence.report import claims, compare, learnt_by_heart, main, render_reasons, render_results, repeats, summarize
 from evidence.run import run_experiment, run_sweep
 from evidence.settings import QUICK, STANDARD
 from evidence.studies import Studies, keep_frontals, load_studies
@@ -237,9 +237,36 @@ def test_comparisons_are_of_the_same_seeds_and_claims_follow_from_them():
     # -5 and +1 points: mean -2, deviation 4.24
     found = compare(results, "adapters", "full", "text_to_image_1")
     assert found["mean"] == pytest.approx(-2) and found["std"] == pytest.approx(4.2426, abs=1e-3)
+    assert found["interval"] == pytest.approx((-2 - 12.706 * 3, -2 + 12.706 * 3), abs=0.01)  # t of one degree, 0.975
     said = claims(results)
-    assert not said["is_decided"] and said["full_holds"] and said["share_holds"] and said["frontal_holds"]
-    assert said["frontal"]["image_to_text_1"]["mean"] == pytest.approx(7)
+    assert said["share_holds"] and said["against"]["frontal"]["found"]["image_to_text_1"]["mean"] == pytest.approx(7)
+    assert {claim["verdict"] for claim in said["against"].values()} == {"not decided: too few seeds"}
+
+
+@pytest.mark.parametrize(
+    ("others", "verdict"),
+    [
+        ((0.24, 0.25, 0.24), "holds"),  # ahead by 6, 5.5 and 6.5 points: 4.6 to 7.4
+        ((0.24, 0.34, 0.14), "not decided"),  # by 6, -3.5 and 16.5
+        ((0.30, 0.305, 0.31), "does not hold"),  # by 0, 0 and -0.5
+    ],
+)
+def test_a_claim_is_decided_by_the_interval_and_not_by_the_mean_alone(others, verdict):
+    method = (0.30, 0.305, 0.305)
+    runs = [fake_run("adapters", seed, value) for seed, value in enumerate(method)]
+    runs += [fake_run("clip", seed, value) for seed, value in enumerate(others)]
+    assert claims({"runs": runs})["against"]["clip"]["verdict"] == verdict
+
+
+def test_arms_that_two_experiments_ran_are_told_beside_each_other():
+    sweep = {"seeds": [100, 101], "rates": {"adapters": {"0.01": [0.3, 0.4], "0.003": [0.1, 0.1]}}}
+    runs = [
+        fake_run("adapters", 100, 0.35) | {"learning_rate": 0.01},
+        fake_run("wide", 100, 0.2) | {"learning_rate": 0.003},
+    ]
+    found = repeats(sweep, {"runs": runs})
+    assert list(found) == ["adapters"] and found["adapters"]["rate"] == "0.01"
+    assert found["adapters"]["sweep"] == pytest.approx([30]) and found["adapters"]["reasons"] == pytest.approx([35])
 
 
 def test_what_was_learnt_by_heart_is_the_lead_of_seen_studies_in_points():
@@ -270,6 +297,7 @@ def test_every_family_of_arms_has_a_rate_and_a_sweep():
         (["--corpus", "covid_cxr"], "`--covid-root` must be the folder"),
         (["--corpus", "covid_cxr", "--reasons"], "`--sweep` and `--reasons` take `--corpus phantom` alone"),
         (["--sweep", "--reasons"], "not allowed with"),
+        (["--sweep", "--arms", "full"], "`--sweep` tries arms of its own, got `--arms` full"),
         (["--pretraining", "3"], "`--pretraining` goes with `--reasons` alone, got 3"),
     ],
 )

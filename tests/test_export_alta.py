@@ -12,10 +12,10 @@ from conftest import ROOT
 from hub_server import hub_environment, running_hub
 from huggingface_hub import HfApi, ModelCard
 from load_repositories import embed
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from repositories import make_adapter, make_base, make_full, make_processor, plain, rank, run_script, write_inputs
 from safetensors.torch import load_file
-from tiny import make_batch
+from tiny import make_batch, randomise
 from torch.testing import assert_close
 from transformers import (
     AutoConfig,
@@ -329,7 +329,36 @@ def test_command_does_not_publish_weights_that_were_drawn_by_chance(tmp_path, ca
     with pytest.raises(SystemExit) as stop:
         main(["--model", str(tmp_path / "mrm"), "--output", str(tmp_path / "out")])
     assert stop.value.code == 2 and "`model` must hold every weight of AltaModel" in capsys.readouterr().err
+    lora = get_peft_model(AltaModel.from_pretrained(tmp_path / "mrm"), LoraConfig(target_modules=["qkv"]))
+    lora.save_pretrained(tmp_path / "lora")
+    make_processor().save_pretrained(tmp_path / "lora")
+    with pytest.raises(SystemExit):
+        main(
+            ["--model", str(tmp_path / "mrm"), "--adapter", str(tmp_path / "lora"), "--output", str(tmp_path / "out")]
+        )
+    assert "`model` must hold every weight of AltaModel" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("config", [AltaAdapterConfig(), LoraConfig(target_modules=["qkv"])], ids=["alta", "lora"])
+def test_command_exports_an_adapter_over_a_full_model(repos, tmp_path, config):
+    base, full = str(repos.folder / "full"), AltaForPreTraining.from_pretrained(repos.folder / "full")
+    adapter = randomise(get_peft_model(full, config)).eval()
+    export_adapter(adapter, repos.processor, tmp_path / "adapter", base=base)
+    main(
+        [
+            "--model",
+            base,
+            "--adapter",
+            str(tmp_path / "adapter"),
+            "--kind",
+            "adapter",
+            "--output",
+            str(tmp_path / "out"),
+        ]
+    )
+    given, expected = (AutoModel.from_pretrained(tmp_path / name, **LOCAL) for name in ("out", "adapter"))
+    assert_answers(embeds(given, repos.batch), embeds(expected, repos.batch))
 
 
 @pytest.mark.parametrize("arguments", [["--kind", "adapter"], ["--card", "CARD"], ["--adapter", "ADAPTER"]])
@@ -343,8 +372,9 @@ def test_command_gives_a_readable_error(repos, tmp_path, capsys, arguments):
 
 
 def test_adapter_of_the_full_size_has_less_than_80_megabytes(tmp_path):
-    model = get_peft_model(AltaForPreTraining(AltaConfig(use_adapters=False)), AltaAdapterConfig())
-    model.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = get_peft_model(AltaForPreTraining(AltaConfig(use_adapters=False)), AltaAdapterConfig())
+    model.to_empty(device="cpu").save_pretrained(tmp_path)
     size = (tmp_path / "adapter_model.safetensors").stat().st_size
     assert 4 * 18_333_502 < size < 74e6 < 80e6
 

@@ -102,14 +102,16 @@ def test_adapter_of_a_classifier_is_refused(tmp_path):
 def test_adapter_that_leaves_what_its_base_lacks_untrained_is_refused(tmp_path):
     AltaForMaskedRecordModeling(make_config(use_adapters=False)).save_pretrained(tmp_path / "base")
     heads = ["text_model", *AltaAdapterConfig().modules_to_save]
-    for name, saved in (("without", None), ("with", heads)):
+    endings = ["text_model", "projection", "scale", "scales", "study_tokens"]
+    for name, saved in (("without", None), ("with", heads), ("endings", endings)):
         base = AltaModel.from_pretrained(tmp_path / "base")
         config = LoraConfig(target_modules=["qkv"], modules_to_save=saved)
         get_peft_model(base, config).save_pretrained(tmp_path / name)
         make_processor().save_pretrained(tmp_path / name)
     with pytest.raises(ValueError, match=r"must be an aligned model, got .* without \['image_local_projection\."):
         load_model(str(tmp_path / "without"))
-    assert load_model(str(tmp_path / "with"))[0].peft_config
+    for name in ("with", "endings"):
+        assert load_model(str(tmp_path / name))[0].peft_config
 
 
 def test_adapter_over_a_base_of_another_size_is_an_error_that_names_the_model(tmp_path):

@@ -55,6 +55,7 @@ def test_overrides_reach_into_mappings_and_are_read_as_yaml(tmp_path):
         ({"checkpoint_every": -1}, "`checkpoint_every` must be at least 0, got -1"),
         ({"peft": {"peft_type": "LORAX"}}, "`peft_type` of `peft` must be a method of PEFT, got 'LORAX'"),
         ({"peft": {"rank": 3}}, "`peft` must hold fields of its config, got .*'rank': 3"),
+        ({"stage": "classify", "adapter": "a"}, "`adapter` starts the stages alta and adapt alone, got a in classify"),
         ({"adapter": "a", "peft": {"r": 3}}, "`peft` must be empty where `adapter` a says it, got {'r': 3}"),
         ({"base": None}, "Either `mrm` or `base` must start the stage alta, .* got mrm=None and base=None"),
     ],
@@ -77,6 +78,11 @@ def test_a_field_of_the_adapters_is_overridden_in_every_recipe(name):
     overrides = ["peft.bottleneck_ratio=0.125", "adapter=null"]
     args = read_recipe(ROOT / "recipes" / f"{name}.yaml", overrides)
     assert args.peft.items() >= {"peft_type": "ALTA_ADAPTER", "bottleneck_ratio": 0.125}.items()
+
+
+def test_a_run_folder_of_before_says_the_default_beside_the_adapter_that_started_it():
+    args = build_arguments(START | {"adapter": "a", "peft": {"peft_type": "ALTA_ADAPTER"}})
+    assert args.peft == {}
 
 
 def test_no_is_a_precision_though_yaml_reads_it_as_false():

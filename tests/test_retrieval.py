@@ -51,8 +51,14 @@ def test_a_study_without_a_report_is_an_error_before_anything_is_encoded(empty):
     message = "`reports` must hold text for every study, got 1 of 2 empty, the first at 1"
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(torch.eye(2), torch.eye(2), ["no change", empty])
-    records = Dataset.from_dict({"study_id": ["a", "b"], "report": ["no change", empty]})
+    records = Dataset.from_dict({"study_id": ["a", "b"], "patient_id": ["p", "q"], "report": ["no change", empty]})
     with pytest.raises(ValueError, match=message):
+        evaluate_retrieval(None, None, records, RunOptions("m", "r", "test"))
+
+
+def test_a_study_without_a_patient_is_an_error_before_anything_is_encoded():
+    records = Dataset.from_dict({"study_id": ["a", "b"], "patient_id": ["p", None], "report": ["one", "two"]})
+    with pytest.raises(ValueError, match="`patients` must name the patient of each of 2 studies, got 2 names, 1 of"):
         evaluate_retrieval(None, None, records, RunOptions("m", "r", "test"))
 
 
@@ -86,7 +92,7 @@ def test_intervals_are_over_the_patients_of_the_queries():
 
 
 def test_a_report_of_several_patients_is_a_query_of_the_first():
-    # Of ten texts one is wrong, and it is of a patient with four others: drawn twice, all five count twice.
+    # Two of ten texts are wrong, both of the patient p: that a and b have these reports as well changes nothing.
     images, texts = torch.eye(10), torch.eye(10)[[1, 0, *range(2, 10)]]
     reports = [str(index) for index in range(10)]
     patients = ["p", "p", *"abcdefgh"]

@@ -164,7 +164,7 @@ def test_a_base_of_which_the_alignment_would_draw_weights_by_chance_is_an_error(
     ("base", "adapter", "message"),
     [
         ("adapter", None, "`base` must be a full model or a base, got .*, which is an adapter"),
-        ("full", "adapter", "`adapter` must be none over the full model .*full', which has its adapters inside"),
+        ("full", "adapter", "`adapter` must be one over .*full', got .*adapter"),
         ("nowhere", "adapter", "`base` must be the folder or Hub id of a model, got .*nowhere"),
     ],
 )

@@ -41,10 +41,10 @@ class AltaStage(Stage):
             if accelerator.is_main_process:
                 export_full(model, processor, base_folder(args))
         else:
-            model = load_whole(AltaForPreTraining, args.base, "base", args.adapter, **args.model)
+            model = load_whole(AltaForPreTraining, args.base, "base", args.adapter, is_trainable=True, **args.model)
             processor = AltaProcessor.from_pretrained(args.base)
         if args.adapter is not None:
-            return PeftModel.from_pretrained(model, args.adapter, is_trainable=True), processor
+            return model, processor
         return get_peft_model(model, get_peft_config(dict(args.peft))), processor
 
     def build_studies(

@@ -1,5 +1,6 @@
 """The stage `classify`: a classifier of the records' labels over a trained tower."""
 
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
@@ -28,8 +29,7 @@ class ClassifyStage(Stage):
     def build_model(self, args: TrainArguments, accelerator: Accelerator) -> tuple[nn.Module, AltaProcessor]:
         present = list(count_labels(training_records(args)))
         names = args.labels or present
-        if unknown := [name for name in names if name not in present]:
-            raise ValueError(f"`labels` must be among those of the split {args.split!r}, {present}, got {unknown}.")
+        _check_present(names, present, args.split)
         settings = {**args.model, **label_settings(names), "problem_type": args.problem_type}
         model = AltaForImageClassification.from_pretrained(args.base, **settings)
         processor = AltaProcessor.from_pretrained(args.base)
@@ -70,6 +70,15 @@ class ClassifyStage(Stage):
                 return
             model = deepcopy(model).merge_and_unload()
         export_full(model, run.processor, folder / "full")
+
+
+def _check_present(names: list[str], present: list[str], split: str) -> None:
+    """An error if no study has any of the labels; a warning if none has one of them, which nothing then teaches."""
+    absent = [name for name in names if name not in present]
+    if absent == names:
+        raise ValueError(f"`labels` must hold one of those of the split {split!r}, {present}, got {names}.")
+    if absent:
+        warnings.warn(f"No study of the split {split!r} has the `labels` {absent}; it has {present}.", stacklevel=2)
 
 
 class Classifier(nn.Module):

@@ -2,12 +2,14 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 
 import pytest
 import torch
 from test_training_batch import TOKENIZER, make_record, make_stream, make_studies
 from tiny import make_config
 
+from processing.batches import training_loader
 from processing.batches.augmentation import StudyTransform
 from processing.batches.batch_order import BatchOrder
 from processing.batches.training_batch import AltaCollator, TrainingStudies
@@ -62,6 +64,31 @@ def test_a_killed_worker_is_an_error_and_a_new_iterator_goes_on_with_the_missing
         done.extend(batch["study_id"] for batch in batches)
     loader.batch_sampler.set_place(0, len(done))
     assert done + [batch["study_id"] for batch in loader] == whole
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_a_dead_worker(stream, monkeypatch):
+    batches = iter(make_loader(stream, 1, timeout=60))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    time.sleep(1)  # the next batch is announced, and its tensors are still to be fetched from the worker
+    worker.kill()
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    # As if it died only now: neither a signal nor the system's list of processes tells of it yet.
+    monkeypatch.setattr(training_loader.WATCH, "raise_if_dead", lambda *arguments: None)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "is_alive", lambda self: True)
+    with pytest.raises(DeadWorkerError) as error:
+        next(batches)
+    assert isinstance(error.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, FileNotFoundError])
+def test_a_disk_or_net_that_fails_the_studies_in_a_worker_is_no_dead_worker(stream, monkeypatch, kind):
+    def fail(*arguments):
+        raise kind("of the disk")
+
+    monkeypatch.setattr(AltaCollator, "__call__", fail)
+    with pytest.raises(kind, match="Caught .* in DataLoader worker process 0"):
+        next(iter(make_loader(stream, 1)))
 
 
 def test_a_worker_that_hangs_is_an_error_after_the_timeout(stream, monkeypatch):

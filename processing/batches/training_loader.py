@@ -116,9 +116,8 @@ class WorkerWatch:
         try:
             self.raise_if_dead(signal.SIGCHLD, None)  # for what happened since the last batch
             return next(batches, default)
-        except RuntimeError as error:
-            # An error inside a worker's own code comes as "Caught ... in DataLoader worker".
-            if not str(error).startswith("DataLoader "):
+        except (ConnectionError, EOFError, FileNotFoundError, RuntimeError) as error:
+            if not _tells_of_a_death(error):
                 raise
             raise DeadWorkerError(str(error)) from error
         finally:
@@ -127,6 +126,14 @@ class WorkerWatch:
     def _handle(self, number: int, frame: Any) -> None:
         if self.is_waiting:
             self.raise_if_dead(number, frame)
+
+
+def _tells_of_a_death(error: Exception) -> bool:
+    """Whether torch found a worker dead, or one ended while it handed over a batch, of which nobody has told yet."""
+    if isinstance(error, RuntimeError) and "items of ancillary data" not in str(error):
+        return str(error).startswith("DataLoader ")
+    # An error inside a worker's own code comes as "Caught ... in DataLoader worker process".
+    return "in DataLoader worker process" not in str(error)
 
 
 WATCH = WorkerWatch()  # one, as there is one handler of the process

@@ -1,4 +1,3 @@
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -26,12 +25,14 @@ def test_too_few_studies_to_measure_are_an_error(monkeypatch, capsys):
 
 def test_batches_that_lie_ready_are_not_counted_for_the_workers(monkeypatch):
     # Six come at once, two of each worker, and then three of every 0.2 s: 30 batches of 4 in 2 s are 60 a second.
+    clock = [0.0]
+
     def batches(run):
         for number in range(100):
-            if number >= 6 and number % 3 == 0:
-                time.sleep(0.2)
+            clock[0] += 0.2 if number >= 6 and number % 3 == 0 else 0
             yield number
 
     monkeypatch.setattr(data_wait, "iterate_batches", batches)
+    monkeypatch.setattr(data_wait.time, "perf_counter", lambda: clock[0])
     run = SimpleNamespace(args=SimpleNamespace(num_workers=3, batch_size=4))
-    assert measure_workers(run, num_rounds=10) == pytest.approx(60, rel=0.05)
+    assert measure_workers(run, num_rounds=10) == pytest.approx(60)

@@ -76,7 +76,7 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_a_dead_worker(stream,
     # As if it died only now: neither a signal nor the system's list of processes tells of it yet.
     monkeypatch.setattr(training_loader.WATCH, "raise_if_dead", lambda *arguments: None)
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "is_alive", lambda self: True)
-    with pytest.raises(DeadWorkerError) as error:
+    with pytest.raises(DeadWorkerError, match="A data worker ended while it handed over a batch: .*refused") as error:
         next(batches)
     assert isinstance(error.value.__cause__, OSError)
 

@@ -119,7 +119,9 @@ class WorkerWatch:
         except (ConnectionError, EOFError, FileNotFoundError, RuntimeError) as error:
             if not _tells_of_a_death(error):
                 raise
-            raise DeadWorkerError(str(error)) from error
+            told = str(error).startswith("DataLoader ")
+            message = str(error) if told else f"A data worker ended while it handed over a batch: {error}."
+            raise DeadWorkerError(message) from error
         finally:
             self.is_waiting = False
 
